@@ -1,0 +1,41 @@
+# Where each outside library comes from: the distribution's packages, installed by tools/setup.sh;
+# only oneDNN may come from third_party/ (see cmake/FindoneDNN.cmake).
+
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(absl REQUIRED)
+find_package(hwy REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(oneDNN 3.2 REQUIRED)
+pkg_check_modules(hwloc REQUIRED IMPORTED_TARGET hwloc)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+
+if(TANDEM_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(TANDEM_BENCH)
+  find_package(benchmark REQUIRED)
+endif()
+
+# The CUDA toolkit: tandem_have_cuda says whether cuda/ is compiled against it.
+set(tandem_have_cuda OFF)
+if(NOT TANDEM_CUDA MATCHES "^(ON|OFF|AUTO)$")
+  message(FATAL_ERROR "TANDEM_CUDA is '${TANDEM_CUDA}'; expected ON, OFF or AUTO")
+endif()
+if(NOT TANDEM_CUDA STREQUAL "OFF")
+  find_package(CUDAToolkit QUIET)
+  if(CUDAToolkit_FOUND AND TARGET CUDA::cudart_static)
+    set(tandem_have_cuda ON)
+  elseif(TANDEM_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "TANDEM_CUDA=ON, but no CUDA toolkit with a static runtime was found "
+                        "(looked on PATH, in CUDAToolkit_ROOT and in /usr/local/cuda)")
+  endif()
+endif()
+
+message(STATUS "Tandem: oneDNN ${oneDNN_VERSION} (${oneDNN_LIBRARY})")
+if(tandem_have_cuda)
+  message(STATUS "Tandem: CUDA backend with toolkit ${CUDAToolkit_VERSION}")
+else()
+  message(STATUS "Tandem: CPU only (TANDEM_CUDA=${TANDEM_CUDA})")
+endif()
