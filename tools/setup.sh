@@ -6,7 +6,7 @@
 #   tools/setup.sh --ci   also clang, clang-tidy, clang-format and libFuzzer
 #
 # oneDNN. Tandem needs >= 3.2. The distribution's package is used when it is new enough (Debian 12
-# has 2.6.3, Ubuntu 24.04 has 3.4 or older); otherwise the vendor's C++ wheels are unpacked into
+# has 2.6.3, Ubuntu 24.04 has 3.1.1); otherwise the vendor's C++ wheels are unpacked into
 # third_party/onednn. Which wheels: `onednn-cpu-gomp` 2023.2.0 (oneDNN 3.2), because it is the newest
 # that links with nothing but libgomp. The successors, `onednn` 2024.0 to 2026.1, link libsycl, TBB
 # and the Intel compiler's runtime, hundreds of megabytes that a CPU build has no use for.

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# From a fresh machine to generated text: set-up, build, a short self-check of the kernels, then the
+# small model of models/ adds, recalls and tells a story.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tools/setup.sh
+cmake --preset default >/dev/null
+cmake --build build --parallel --target tandem
+
+run() {
+  printf '\n$ %s\n' "$*"
+  "$@"
+}
+run build/tandem check --short
+run build/tandem generate -m models/demo.gguf -p "23+45=" -n 4
