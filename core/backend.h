@@ -1,0 +1,32 @@
+// One device: its memory, its streams, and copies to and from it.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "core/buffer.h"
+#include "core/stream.h"
+
+namespace tandem {
+
+struct MemoryInfo {
+  int64_t total_bytes = 0;
+  int64_t free_bytes = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual Device device() const = 0;
+  // What a person calls it: "AMD EPYC 9965", "NVIDIA H200".
+  virtual std::string description() const = 0;
+  virtual Allocator& allocator() = 0;
+  virtual absl::StatusOr<MemoryInfo> memory() const = 0;
+  virtual absl::StatusOr<std::unique_ptr<Stream>> CreateStream() = 0;
+  // Copies `bytes` between this device and the host, or within either, in the stream's order.
+  virtual absl::Status Copy(Stream& stream, void* destination, const void* source,
+                            int64_t bytes) = 0;
+};
+
+}  // namespace tandem

@@ -1,0 +1,60 @@
+// Memory owners. An Allocator hands out Buffers; a Tensor owns one; views do not own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "core/device.h"
+
+namespace tandem {
+
+// Alignment of every allocation, bytes: one cache line, and one AVX-512 register.
+inline constexpr int64_t kBufferAlignment = 64;
+// From this size on the host allocator asks for huge pages (bytes; 2 MiB is one x86-64 huge page).
+inline constexpr int64_t kHugePageThreshold = int64_t{4} << 20;
+
+class Allocator;
+
+// A block of device memory, released to its allocator on destruction. Shared between the tensors
+// that view it.
+class Buffer {
+ public:
+  Buffer(Allocator* allocator, void* data, int64_t bytes)
+      : allocator_(allocator), data_(data), bytes_(bytes) {}
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  void* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+  Device device() const;
+
+ private:
+  Allocator* allocator_;
+  void* data_;
+  int64_t bytes_;
+};
+
+// Must outlive its buffers. Thread-safe.
+class Allocator {
+ public:
+  virtual ~Allocator() = default;
+  virtual Device device() const = 0;
+  // kBufferAlignment-aligned, uninitialised. 0 bytes is valid. ResourceExhausted when out of
+  // memory, InvalidArgument for negative sizes.
+  absl::StatusOr<std::shared_ptr<Buffer>> Allocate(int64_t bytes);
+  // Bytes handed out and not yet released.
+  virtual int64_t bytes_in_use() const = 0;
+
+ protected:
+  friend class Buffer;
+  // Returns nullptr when out of memory. bytes > 0.
+  virtual void* AllocateBytes(int64_t bytes) = 0;
+  virtual void Free(void* data, int64_t bytes) = 0;
+};
+
+// Host memory; large blocks are backed by transparent huge pages where the system allows it.
+std::unique_ptr<Allocator> MakeHostAllocator();
+
+}  // namespace tandem
