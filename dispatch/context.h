@@ -1,0 +1,77 @@
+// Context: everything an op call needs, explicitly. Devices with their streams and workspaces, the
+// scheduling policy, forced choices, and the trace. Not thread-safe: one context per calling
+// thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/backend.h"
+#include "core/kernel.h"
+#include "core/op.h"
+#include "dispatch/scheduler.h"
+#include "dispatch/trace.h"
+
+namespace tandem {
+
+struct ContextOptions {
+  int threads = 0;                   // CPU threads; 0: one per core          TANDEM_THREADS
+  std::string isa;                   // "", scalar, avx2, avx512: upper limit TANDEM_ISA
+  bool pin_threads = false;          //                                       TANDEM_PIN_THREADS=1
+  Policy policy;                     // see scheduler.h                       TANDEM_POLICY_*
+  std::optional<DeviceKind> device;  // force every op onto one device        TANDEM_DEVICE=cpu|cuda
+  std::map<std::string, std::string>
+      force_kernel;    // op name -> kernel name  TANDEM_KERNEL=attention=reference,...
+  bool trace = false;  // record every op call                  TANDEM_TRACE=1
+
+  // These options overridden by the environment variables above. InvalidArgument names a variable
+  // whose value is bad.
+  absl::StatusOr<ContextOptions> WithEnvironment() const;
+};
+
+// A device the context can use.
+struct ContextDevice {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Stream> stream;
+  std::shared_ptr<Buffer> scratch;  // workspace memory, grown on demand
+};
+
+class Context {
+ public:
+  // Environment overrides are applied here, once. InvalidArgument: unknown kernel or device names,
+  // bad values.
+  static absl::StatusOr<std::unique_ptr<Context>> Create(const ContextOptions& options = {});
+
+  const ContextOptions& options() const { return options_; }
+  Trace& trace() { return trace_; }
+  // nullptr if the device is not there.
+  ContextDevice* device(DeviceKind kind);
+  Allocator& host_allocator() { return device(DeviceKind::kCpu)->backend->allocator(); }
+  const std::vector<DeviceKind>& devices_present() const { return present_; }
+
+  // Makes the workspace of `device` at least `bytes` large, so that later calls allocate nothing.
+  absl::Status ReserveWorkspace(DeviceKind device, int64_t bytes);
+
+  // The kernel forced for an op, or empty.
+  const std::string& forced_kernel(OpKind op) const { return forced_[static_cast<size_t>(op)]; }
+  // Forces (or, with an empty name, frees) the kernel of one op. InvalidArgument lists the known
+  // names.
+  absl::Status ForceKernel(OpKind op, const std::string& kernel);
+
+ private:
+  Context() = default;
+
+  ContextOptions options_;
+  std::array<ContextDevice, 2> devices_;
+  std::vector<DeviceKind> present_;
+  std::array<std::string, kNumOps> forced_;
+  Trace trace_;
+};
+
+}  // namespace tandem

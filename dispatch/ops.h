@@ -1,0 +1,68 @@
+// Tandem's public ops. Each walks the same path: Validate -> scheduler (device) -> registry (first
+// kernel of that device that supports the arguments) -> workspace -> kernel -> trace.
+//
+// XInto(context, args) writes to args.out and, once the workspace has its size, allocates nothing.
+// X(context, args) allocates the output on the device of the inputs and returns it; args.out is
+// ignored. Errors: InvalidArgument (bad arguments, or a forced kernel that does not exist),
+// Unimplemented (no kernel accepts; the message lists every kernel with its reason),
+// ResourceExhausted, Internal.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/ops/add.h"
+#include "core/ops/argmax.h"
+#include "core/ops/attention.h"
+#include "core/ops/cast.h"
+#include "core/ops/embedding.h"
+#include "core/ops/kv_append.h"
+#include "core/ops/mask.h"
+#include "core/ops/matmul.h"
+#include "core/ops/rms_norm.h"
+#include "core/ops/rope.h"
+#include "core/ops/sample.h"
+#include "core/ops/silu_mul.h"
+#include "core/ops/softmax.h"
+#include "core/tensor.h"
+#include "dispatch/context.h"
+
+namespace tandem {
+
+absl::Status AttentionInto(Context& context, const AttentionArgs& args);
+absl::Status MaskInto(Context& context, const MaskArgs& args);
+absl::Status MatMulInto(Context& context, const MatMulArgs& args);
+absl::Status SoftmaxInto(Context& context, const SoftmaxArgs& args);
+absl::Status RmsNormInto(Context& context, const RmsNormArgs& args);
+absl::Status RopeInto(Context& context, const RopeArgs& args);
+absl::Status SiluMulInto(Context& context, const SiluMulArgs& args);
+absl::Status AddInto(Context& context, const AddArgs& args);
+absl::Status EmbeddingInto(Context& context, const EmbeddingArgs& args);
+absl::Status KvAppendInto(Context& context, const KvAppendArgs& args);
+absl::Status CastInto(Context& context, const CastArgs& args);
+absl::Status ArgMaxInto(Context& context, const ArgMaxArgs& args);
+absl::Status SampleInto(Context& context, const SampleArgs& args);
+
+// out has the dtype of q (attention), a (matmul, add), x, gate or logits; embedding and cast take
+// it explicitly.
+absl::StatusOr<Tensor> Attention(Context& context, AttentionArgs args);
+absl::StatusOr<Tensor> Mask(Context& context, const MaskRule& rule, DType dtype);
+absl::StatusOr<Tensor> MatMul(Context& context, MatMulArgs args);
+absl::StatusOr<Tensor> Softmax(Context& context, SoftmaxArgs args);
+absl::StatusOr<Tensor> RmsNorm(Context& context, RmsNormArgs args);
+absl::StatusOr<Tensor> Rope(Context& context, RopeArgs args);
+absl::StatusOr<Tensor> SiluMul(Context& context, SiluMulArgs args);
+absl::StatusOr<Tensor> Add(Context& context, AddArgs args);
+absl::StatusOr<Tensor> Embedding(Context& context, EmbeddingArgs args, DType dtype);
+absl::StatusOr<Tensor> Cast(Context& context, CastArgs args, DType dtype);
+absl::StatusOr<Tensor> ArgMax(Context& context, ArgMaxArgs args);
+absl::StatusOr<Tensor> Sample(Context& context, SampleArgs args);
+
+// Weights [N, K] repacked for the fastest matrix product of their device; pass the result as
+// MatMulArgs::b_packed. Costs a second copy of the matrix. Unimplemented for dtypes that are
+// multiplied from their stored form.
+absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,
+                                                           const TensorView& weights);
+
+}  // namespace tandem
