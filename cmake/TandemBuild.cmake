@@ -45,6 +45,7 @@ endif()
 if(TANDEM_SANITIZE)
   target_compile_options(tandem_options INTERFACE -fsanitize=${TANDEM_SANITIZE}
                                                   -fno-omit-frame-pointer)
+  target_compile_definitions(tandem_options INTERFACE _GLIBCXX_ASSERTIONS)  # e.g. span bounds
   if(TANDEM_SANITIZE MATCHES "undefined")
     target_compile_options(tandem_options INTERFACE -fno-sanitize-recover=undefined)
   endif()

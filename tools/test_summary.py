@@ -47,7 +47,7 @@ def main():
         elif ok:
             passed += 1
         else:
-            failed.append(f"{name}: no results (crashed, timed out or not built)")
+            failed.append(f"{name}: failed, or crashed before it wrote its results")
     if skipped:
         print(f"{skipped} skipped")
     for name in failed:
