@@ -1,5 +1,5 @@
-#ifndef TANDEM_CUDA_DEVICE_PROBE_H_
-#define TANDEM_CUDA_DEVICE_PROBE_H_
+// Which CUDA devices this machine has, for a build with or without CUDA.
+#pragma once
 
 #include <cstdint>
 #include <string>
@@ -35,5 +35,3 @@ struct Probe {
 Probe ProbeDevices();
 
 }  // namespace tandem::cuda
-
-#endif  // TANDEM_CUDA_DEVICE_PROBE_H_

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "cuda/device_probe.h"
+#include "cuda/backend.h"
 
 namespace tandem::cuda {
 namespace {

@@ -16,5 +16,6 @@ case "${1:-}" in
 esac
 [ ${#files[@]} -gt 0 ] || { echo "no sources found" >&2; exit 2; }
 printf '%s\0' "${files[@]}" |
-  xargs -0 -n 1 -P "$(nproc)" clang-tidy --quiet -p build --extra-arg=-Wno-unknown-warning-option
+  xargs -0 -n 1 -P "$(nproc)" clang-tidy --quiet -p build --extra-arg=-Wno-unknown-warning-option \
+    2> >(grep -v '^[0-9]* warnings\? generated\.$' >&2)
 echo "tidy: ${#files[@]} files are clean"
