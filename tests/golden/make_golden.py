@@ -213,7 +213,8 @@ def main() -> int:
         entries = [write_golden_model(model, args.out) for model in golden_models()]
         manifest = {"produced_by": f"PyTorch {torch.__version__}, float64", "models": entries}
         text = json.dumps(manifest, indent=1)
-        text = re.sub(r"\[[\d,\s]+\]", lambda m: re.sub(r"\s+", " ", m[0]), text)  # ids on one line
+        # Lists of ids on one line.
+        text = re.sub(r"\[[\d,\s]+\]", lambda m: "[" + " ".join(m[0][1:-1].split()) + "]", text)
         (args.out / "models.json").write_text(text + "\n")
     if args.only != "models":
         write_golden_tokenizer("spm", vocabularies.train_spm(640, extras=True), args.out)
