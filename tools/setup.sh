@@ -31,7 +31,7 @@ die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 for argument in "$@"; do
   case "$argument" in
     --ci) packages+=("${ci_packages[@]}") ;;
-    -h | --help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+    -h | --help) sed -n '2,6p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
     *) die "unknown argument '$argument' (known: --ci, --help)" ;;
   esac
 done
@@ -69,7 +69,7 @@ apt_install() {  # PACKAGES...: installs those that are missing
     as_root apt-get update -qq || die "apt-get update failed"
     apt_updated=1
   fi
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends \
     "${missing[@]}" >/dev/null || die "apt-get could not install: ${missing[*]}"
 }
 
@@ -103,7 +103,7 @@ install_onednn() {
     return
   fi
   say "the distribution's oneDNN is ${candidate:-absent}, below $onednn_minimum: using the vendor's wheels"
-  apt_install python3-pip
+  python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip
   local work
   work=$(mktemp -d)
   trap 'rm -rf "$work"' RETURN
