@@ -5,11 +5,11 @@
     compare_peers.py --only attention --threads 1,2
 
 Models: llama.cpp and Tandem take turns, so that a drifting machine hurts both alike; each turn is one
-prompt (pp) and one generation (tg) after a warm-up, as llama-bench does it. Reported: medians, and the
-median of the ratios of neighbouring turns. Attention: torch scaled_dot_product_attention at the shapes
-that bench/ uses, beside the machine's read bandwidth and sgemm rate in the same process. Writes
-peers.json and peers.md into --out (default docs/results). Needs llama-cpp-python built for this machine,
-torch and numpy. Run it on a quiet machine.
+prompt (pp) and one generation (tg) after a warm-up, as llama-bench does it. Reported: medians, and
+the median of the ratios of neighbouring turns. Attention: torch scaled_dot_product_attention at the
+shapes that bench/ uses, beside the machine's read bandwidth and sgemm rate in the same process.
+Writes peers.json and peers.md into --out (default docs/results). Needs torch, numpy, and
+llama-cpp-python built for this machine. Run it on a quiet machine.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     compare_llama_cpp.py MODEL.gguf [MODEL.gguf ...] [--tandem build/tools/tandem]
     compare_llama_cpp.py MODEL.gguf --text "Once upon a time" --json result.json
 
-The prompt is --tokens, or --text (tokenized by llama.cpp), or --random N ids. Exit code 1 when Tandem is
-further from float64 than llama.cpp is by more than --factor and by more than --tolerance (relative L2),
-or, without the oracle, when the two differ by more than --no-oracle-tolerance. Needs llama-cpp-python,
-torch, numpy and gguf; not part of the tests.
+The prompt is --tokens, or --text (tokenized by llama.cpp), or --random N ids. Exit code 1 when
+Tandem's distance from float64 (relative L2) exceeds both --tolerance and --factor times that of
+llama.cpp, or, without the oracle, when the two differ by more than --no-oracle-tolerance. Needs
+llama-cpp-python, torch, numpy and gguf; not part of the tests.
 """
 
 from __future__ import annotations

@@ -182,6 +182,12 @@ def write_golden_tokenizer(name: str, vocabulary: mrg.Vocabulary, out: pathlib.P
                 cases.append({"text": text, "add_special": add_special,
                               "parse_special": parse_special, "ids": ids})
         pieces = [peer.token_bytes(i).hex() for i in range(len(vocabulary.tokens))]
+    if vocabulary.model == "gpt2":
+        second = vocabularies.byte_level_ids(vocabulary)
+        for case in cases:
+            plain = not case["add_special"] and not case["parse_special"]
+            if plain and second.get(case["text"], case["ids"]) != case["ids"]:
+                raise RuntimeError(f"{name}: llama.cpp and tokenizers differ on {case['text']!r}")
     data = {
         "vocabulary": path.name,
         "model": vocabulary.model,

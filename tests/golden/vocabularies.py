@@ -87,19 +87,22 @@ def _train(pre_tokenizer, alphabet: list[str], size: int) -> list[tuple[str, str
     return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
 
 
+def _byte_level_split(pre: str):
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(tokenizers.Regex(PATTERNS[pre]), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+
+
 def train_bpe(pre: str, size: int, extras: bool = False) -> mrg.Vocabulary:
     """A byte-level BPE vocabulary of `size` tokens. `extras` adds a user-defined token and a whole
     word that no merge leads to (llama-bpe must use it, the others must not)."""
     special = SPECIAL[pre]
     word = ["\u0120transformer"] if extras else []
     user = ["<tool>"] if extras else []
-    split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(PATTERNS[pre]), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
     count = size - 256 - len(special) - len(word) - len(user)
     merges, seen = [], set(word)
-    for left, right in _train(split, pre_tokenizers.ByteLevel.alphabet(), size + 64):
+    for left, right in _train(_byte_level_split(pre), pre_tokenizers.ByteLevel.alphabet(), size + 64):
         if len(merges) == count:
             break
         if left in word or right in word or left + right in seen:
@@ -143,3 +146,15 @@ def train_spm(size: int, extras: bool = False) -> mrg.Vocabulary:
     if user:
         vocabulary.types[-1] = mrg.USER_DEFINED
     return vocabulary
+
+
+def byte_level_ids(vocabulary: mrg.Vocabulary) -> dict[str, list[int]]:
+    """A second opinion on the ids of STRINGS, by the package `tokenizers`: text without special or
+    user-defined tokens, no BOS."""
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+    merges = [tuple(m.split(" ")) for m in vocabulary.merges]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(ids, merges, ignore_merges=vocabulary.pre == "llama-bpe")
+    )
+    tokenizer.pre_tokenizer = _byte_level_split(vocabulary.pre)
+    return {t: tokenizer.encode(t).ids for t in STRINGS if "<tool>" not in t}
