@@ -51,7 +51,7 @@ struct MaskRule {
     int64_t end = kv_len;
     if (causal != Causal::kNone && position + 1 < end) end = position + 1;
     // Written as differences from the bounds: position + window_right may overflow.
-    if (window_right >= 0 && window_right < kv_len && position + window_right + 1 < end) {
+    if (window_right >= 0 && window_right < kv_len + q_len && position + window_right + 1 < end) {
       end = position + window_right + 1;
     }
     if (window_left >= 0 && window_left < kv_len + q_len && position - window_left > begin) {
