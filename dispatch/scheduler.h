@@ -2,25 +2,43 @@
 // nothing else, so every decision can be tested, explained and repeated without a GPU.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
+#include <string_view>
 
+#include "absl/status/statusor.h"
 #include "core/device.h"
 #include "core/op.h"
 
 namespace tandem {
 
-// The fixed policy: thresholds from which the GPU is used when it is present. Settable here, by
-// TANDEM_POLICY_<FIELD> in the environment, and by a JSON object {"<field>": value} in a
-// configuration file.
+// The fixed policy: thresholds from which the GPU is used when it is present. Settable here, by a
+// JSON file
+// {"attention_min_kv_len": 128, ...} named by TANDEM_POLICY_FILE, and by
+// TANDEM_POLICY_ATTENTION_MIN_KV_LEN etc. in the environment (which wins over the file).
 struct Policy {
-  int64_t attention_min_kv_len = 64;      // attention: cache length >= this
-  int64_t matmul_min_m = 2;               // matrix product: M >= this, and
-  int64_t matmul_min_mkn = 1000;          //   M * K * N >= this
-  int64_t mask_min_elements = 16384 + 1;  // mask: more than 16 384 elements
+  int64_t attention_min_kv_len = 64;  // attention: cache length >= this
+  int64_t matmul_min_m = 2;           // matrix product: M >= this, and
+  int64_t matmul_min_mkn = 1000;      //   M * K * N >= this
+  int64_t mask_min_elements = 16385;  // mask: q_len * kv_len >= this (more than 16 384)
 };
+
+struct PolicyField {
+  std::string_view name;
+  int64_t Policy::*value;
+};
+// Every field by name, for configuration and help texts.
+inline constexpr std::array<PolicyField, 4> kPolicyFields = {
+    {{"attention_min_kv_len", &Policy::attention_min_kv_len},
+     {"matmul_min_m", &Policy::matmul_min_m},
+     {"matmul_min_mkn", &Policy::matmul_min_mkn},
+     {"mask_min_elements", &Policy::mask_min_elements}}};
+
+// `base` with the fields of a JSON object replaced. InvalidArgument: not an object, unknown field,
+// not an integer >= 0.
+absl::StatusOr<Policy> PolicyFromJson(const std::string& json, const Policy& base = {});
 
 // What a decision is made from.
 struct OpFacts {
@@ -41,8 +59,8 @@ struct DecisionInputs {
 
 struct Decision {
   DeviceKind device = DeviceKind::kCpu;
-  // A short phrase, static or assembled on demand: see Explain. Decisions are made per call, so
-  // none allocates.
+  // Why, as a value: decisions are made per call and must not allocate. Explain() puts it into
+  // words.
   enum class Rule : uint8_t {
     kForced,          // the user chose the device
     kOnlyCpu,         // no other device is present

@@ -1,0 +1,177 @@
+#include "dispatch/context.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "core/status.h"
+#include "cpu/backend.h"
+#include "cuda/backend.h"
+#include "dispatch/registry.h"
+
+namespace tandem {
+namespace {
+
+// Value of TANDEM_<name>, or nullopt if unset or empty.
+std::optional<std::string> Env(const std::string& name) {
+  const char* value = std::getenv(("TANDEM_" + name).c_str());
+  if (value == nullptr || *value == '\0') return std::nullopt;
+  return std::string(value);
+}
+
+absl::StatusOr<bool> ParseBool(const std::string& name, const std::string& value) {
+  if (value == "1" || value == "true") return true;
+  if (value == "0" || value == "false") return false;
+  return InvalidArgument("TANDEM_", name, ": expected 0 or 1, got '", value, "'");
+}
+
+absl::StatusOr<int64_t> ParseCount(const std::string& name, const std::string& value) {
+  int64_t number = 0;
+  if (!absl::SimpleAtoi(value, &number) || number < 0) {
+    return InvalidArgument("TANDEM_", name, ": expected an integer >= 0, got '", value, "'");
+  }
+  return number;
+}
+
+std::string Upper(std::string_view text) {
+  std::string upper(text);
+  for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return upper;
+}
+
+absl::StatusOr<Policy> PolicyFromEnvironment(Policy policy) {
+  if (const auto path = Env("POLICY_FILE")) {
+    std::ifstream file(*path);
+    if (!file) return InvalidArgument("TANDEM_POLICY_FILE: cannot read '", *path, "'");
+    std::stringstream text;
+    text << file.rdbuf();
+    TANDEM_ASSIGN_OR_RETURN(policy, PolicyFromJson(text.str(), policy));
+  }
+  for (const PolicyField& field : kPolicyFields) {
+    const std::string name = "POLICY_" + Upper(field.name);
+    if (const auto value = Env(name)) {
+      TANDEM_ASSIGN_OR_RETURN(policy.*field.value, ParseCount(name, *value));
+    }
+  }
+  return policy;
+}
+
+std::optional<OpKind> ParseOp(const std::string& name) {
+  const auto it = std::find(kOpNames.begin(), kOpNames.end(), name);
+  if (it == kOpNames.end()) return std::nullopt;
+  return static_cast<OpKind>(it - kOpNames.begin());
+}
+
+}  // namespace
+
+absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
+  ContextOptions options = *this;
+  if (const auto value = Env("THREADS")) {
+    TANDEM_ASSIGN_OR_RETURN(const int64_t count, ParseCount("THREADS", *value));
+    options.threads = static_cast<int>(std::min<int64_t>(count, INT32_MAX));
+  }
+  if (const auto value = Env("ISA")) options.isa = *value;
+  if (const auto value = Env("PIN_THREADS")) {
+    TANDEM_ASSIGN_OR_RETURN(options.pin_threads, ParseBool("PIN_THREADS", *value));
+  }
+  if (const auto value = Env("TRACE")) {
+    TANDEM_ASSIGN_OR_RETURN(options.trace, ParseBool("TRACE", *value));
+  }
+  if (const auto value = Env("DEVICE")) {
+    if (*value != "cpu" && *value != "cuda") {
+      return InvalidArgument("TANDEM_DEVICE: expected cpu or cuda, got '", *value, "'");
+    }
+    options.device = *value == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda;
+  }
+  if (const auto value = Env("KERNEL")) {
+    for (const auto part : absl::StrSplit(*value, ',')) {
+      const std::pair<std::string, std::string> choice =
+          absl::StrSplit(part, absl::MaxSplits('=', 1));
+      if (choice.first.empty() || choice.second.empty()) {
+        return InvalidArgument("TANDEM_KERNEL: expected op=kernel[,op=kernel...], got '", *value,
+                               "'");
+      }
+      options.force_kernel[choice.first] = choice.second;
+    }
+  }
+  TANDEM_ASSIGN_OR_RETURN(options.policy, PolicyFromEnvironment(options.policy));
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& options) {
+  std::unique_ptr<Context> context(new Context());
+  TANDEM_ASSIGN_OR_RETURN(context->options_, options.WithEnvironment());
+  const ContextOptions& chosen = context->options_;
+
+  cpu::CpuOptions cpu_options;
+  cpu_options.threads = chosen.threads;
+  cpu_options.pin_threads = chosen.pin_threads;
+  if (!chosen.isa.empty()) {
+    cpu_options.isa = cpu::ParseIsa(chosen.isa);
+    if (!cpu_options.isa) {
+      return InvalidArgument("isa: expected scalar, avx2 or avx512, got '", chosen.isa, "'");
+    }
+  }
+  ContextDevice& cpu = context->devices_[static_cast<size_t>(DeviceKind::kCpu)];
+  TANDEM_ASSIGN_OR_RETURN(cpu.backend, cpu::MakeCpuBackend(cpu_options));
+  TANDEM_ASSIGN_OR_RETURN(cpu.stream, cpu.backend->CreateStream());
+  context->present_.push_back(DeviceKind::kCpu);
+
+  if (chosen.device && context->device(*chosen.device) == nullptr) {
+    return InvalidArgument("device: ", std::string(Name(*chosen.device)),
+                           " was asked for, but it cannot be used: ",
+                           cuda::ProbeDevices().devices.empty() ? cuda::ProbeDevices().message
+                                                                : "this build has no CUDA kernels");
+  }
+  for (const auto& [op_name, kernel] : chosen.force_kernel) {
+    const auto op = ParseOp(op_name);
+    if (!op) {
+      return InvalidArgument(
+          "force_kernel: unknown op '", op_name, "'; known: ",
+          absl::StrJoin(kOpNames, ", ", [](std::string* out, auto name) { out->append(name); }));
+    }
+    TANDEM_RETURN_IF_ERROR(context->ForceKernel(*op, kernel));
+  }
+  context->trace_.Enable(chosen.trace);
+  return context;
+}
+
+ContextDevice* Context::device(DeviceKind kind) {
+  ContextDevice& device = devices_[static_cast<size_t>(kind)];
+  return device.backend ? &device : nullptr;
+}
+
+absl::Status Context::ReserveWorkspace(DeviceKind kind, int64_t bytes) {
+  ContextDevice* target = device(kind);
+  if (target == nullptr) {
+    return InvalidArgument("device: ", std::string(Name(kind)), " is not present");
+  }
+  if (bytes < 0) return InvalidArgument("bytes: expected >= 0, got ", bytes);
+  if (target->scratch && target->scratch->bytes() >= bytes) return absl::OkStatus();
+  // Work already queued may still use the old block.
+  if (target->scratch) TANDEM_RETURN_IF_ERROR(target->stream->Synchronize());
+  TANDEM_ASSIGN_OR_RETURN(target->scratch, target->backend->allocator().Allocate(bytes));
+  return absl::OkStatus();
+}
+
+absl::Status Context::ForceKernel(OpKind op, const std::string& kernel) {
+  if (!kernel.empty()) {
+    std::vector<std::string> known;
+    for (DeviceKind kind : present_) {
+      for (std::string_view name : KernelNames(op, kind)) known.emplace_back(name);
+    }
+    if (std::find(known.begin(), known.end(), kernel) == known.end()) {
+      return InvalidArgument("force_kernel: no ", std::string(Name(op)), " kernel named '", kernel,
+                             "'; known: ", absl::StrJoin(known, ", "));
+    }
+  }
+  forced_[static_cast<size_t>(op)] = kernel;
+  return absl::OkStatus();
+}
+
+}  // namespace tandem

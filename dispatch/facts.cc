@@ -1,0 +1,123 @@
+#include "dispatch/facts.h"
+
+#include <algorithm>
+
+namespace tandem {
+namespace {
+
+int64_t Bytes(const TensorView& view) {
+  return view.present() ? ByteOffset(view.dtype, view.num_elements()) : 0;
+}
+
+// Ops that read and write each element once.
+OpFacts RowWise(OpKind op, const TensorView& out, int64_t bytes, double flops_per_element) {
+  OpFacts facts;
+  facts.op = op;
+  facts.elements = out.num_elements();
+  facts.bytes = bytes;
+  facts.flops = flops_per_element * static_cast<double>(facts.elements);
+  facts.operands = out.device;
+  return facts;
+}
+
+// Number of (query, key) pairs that the rule lets through. Ranges grow by at most one key per
+// query, so the sum over rows is taken exactly for short queries and by the trapezoid of first and
+// last row for long ones.
+double VisiblePairs(const MaskRule& rule) {
+  if (rule.q_len == 0) return 0.0;
+  constexpr int64_t kExact = 16;
+  double pairs = 0.0;
+  if (rule.q_len <= kExact) {
+    for (int64_t q = 0; q < rule.q_len; ++q) {
+      const KeyRange range = rule.Range(q);
+      pairs += static_cast<double>(range.end - range.begin);
+    }
+    return pairs;
+  }
+  const KeyRange first = rule.Range(0), last = rule.Range(rule.q_len - 1);
+  const double rows = static_cast<double>(rule.q_len);
+  return 0.5 * rows * static_cast<double>(first.end - first.begin + last.end - last.begin);
+}
+
+}  // namespace
+
+OpFacts FactsOf(const AttentionArgs& args) {
+  OpFacts facts;
+  facts.op = OpKind::kAttention;
+  facts.m = args.q_len();
+  facts.n = args.q_heads();
+  facts.k = args.head_dim();
+  facts.kv_len = args.kv_len();
+  facts.elements = args.out.num_elements();
+  facts.bytes = Bytes(args.q) + Bytes(args.k) + Bytes(args.v) + Bytes(args.k_new) +
+                Bytes(args.v_new) + Bytes(args.out) + Bytes(args.lse);
+  facts.flops = 2.0 * static_cast<double>(args.batch() * args.q_heads()) *
+                static_cast<double>(args.head_dim() + args.v_head_dim()) *
+                VisiblePairs(args.Rule());
+  facts.operands = args.q.device;
+  return facts;
+}
+
+OpFacts FactsOf(const MaskArgs& args) {
+  OpFacts facts = RowWise(OpKind::kMask, args.out, Bytes(args.out), 0.0);
+  facts.m = args.rule.q_len;
+  facts.n = args.rule.kv_len;
+  // The policy's threshold is in mask elements, whatever they are packed into.
+  facts.elements = CheckedMul(args.rule.q_len, args.rule.kv_len).value_or(INT64_MAX);
+  return facts;
+}
+
+OpFacts FactsOf(const MatMulArgs& args) {
+  OpFacts facts;
+  facts.op = OpKind::kMatMul;
+  facts.m = args.m();
+  facts.n = args.n();
+  facts.k = args.k();
+  facts.elements = args.out.num_elements();
+  const int64_t weights = args.b.present() ? Bytes(args.b) : args.b_packed->bytes();
+  facts.bytes = Bytes(args.a) + weights + Bytes(args.bias) + Bytes(args.addend) + Bytes(args.out);
+  facts.flops = 2.0 * static_cast<double>(facts.elements) * static_cast<double>(facts.k);
+  facts.operands = args.a.device;
+  return facts;
+}
+
+OpFacts FactsOf(const SoftmaxArgs& args) {
+  return RowWise(OpKind::kSoftmax, args.out, Bytes(args.x) + Bytes(args.out), 5.0);
+}
+OpFacts FactsOf(const RmsNormArgs& args) {
+  return RowWise(OpKind::kRmsNorm, args.out, Bytes(args.x) + Bytes(args.weight) + Bytes(args.out),
+                 4.0);
+}
+OpFacts FactsOf(const RopeArgs& args) {
+  return RowWise(OpKind::kRope, args.out, Bytes(args.x) + Bytes(args.out), 3.0);
+}
+OpFacts FactsOf(const SiluMulArgs& args) {
+  return RowWise(OpKind::kSiluMul, args.out, Bytes(args.gate) + Bytes(args.up) + Bytes(args.out),
+                 5.0);
+}
+OpFacts FactsOf(const AddArgs& args) {
+  return RowWise(OpKind::kAdd, args.out, Bytes(args.a) + Bytes(args.b) + Bytes(args.out), 1.0);
+}
+OpFacts FactsOf(const EmbeddingArgs& args) {
+  const int64_t rows_read =
+      ByteOffset(args.table.dtype, args.ids.dim(0) * args.table.dim(1)) + Bytes(args.ids);
+  return RowWise(OpKind::kEmbedding, args.out, rows_read + Bytes(args.out), 0.0);
+}
+OpFacts FactsOf(const KvAppendArgs& args) {
+  OpFacts facts = RowWise(OpKind::kKvAppend, args.k, Bytes(args.k) + Bytes(args.v), 0.0);
+  facts.elements = args.k.num_elements() + args.v.num_elements();
+  facts.bytes += ByteOffset(args.k_cache.dtype, facts.elements);
+  facts.operands = args.k_cache.device;
+  return facts;
+}
+OpFacts FactsOf(const CastArgs& args) {
+  return RowWise(OpKind::kCast, args.out, Bytes(args.x) + Bytes(args.out), 0.0);
+}
+OpFacts FactsOf(const ArgMaxArgs& args) {
+  return RowWise(OpKind::kArgMax, args.out, Bytes(args.x) + Bytes(args.out), 0.0);
+}
+OpFacts FactsOf(const SampleArgs& args) {
+  return RowWise(OpKind::kSample, args.out, Bytes(args.logits) + Bytes(args.out), 0.0);
+}
+
+}  // namespace tandem

@@ -1,0 +1,147 @@
+#include "dispatch/ops.h"
+
+#include "cpu/backend.h"
+#include "dispatch/run.h"
+
+namespace tandem {
+namespace {
+
+// Allocates args.out with this type and shape next to `like`, runs the op, returns the tensor. The
+// inputs are validated by RunOp once out is there; the shape is derived from them only after
+// `inputs_ok` has shown that it can be.
+template <typename Args>
+absl::StatusOr<Tensor> RunValue(Context& context, Args& args, absl::Status inputs_ok,
+                                const TensorView& like, DType dtype, auto shape_of) {
+  TANDEM_RETURN_IF_ERROR(inputs_ok);
+  ContextDevice* device = context.device(like.device.kind);
+  if (device == nullptr) {
+    return InvalidArgument("operands live on ", Name(like.device),
+                           ", which this context does not have");
+  }
+  TANDEM_ASSIGN_OR_RETURN(Tensor out,
+                          Tensor::Allocate(device->backend->allocator(), dtype, shape_of()));
+  args.out = out.view();
+  TANDEM_RETURN_IF_ERROR(RunOp(context, args));
+  return out;
+}
+
+}  // namespace
+
+absl::Status AttentionInto(Context& context, const AttentionArgs& args) {
+  return RunOp(context, args);
+}
+absl::Status MaskInto(Context& context, const MaskArgs& args) { return RunOp(context, args); }
+absl::Status MatMulInto(Context& context, const MatMulArgs& args) { return RunOp(context, args); }
+absl::Status SoftmaxInto(Context& context, const SoftmaxArgs& args) { return RunOp(context, args); }
+absl::Status RmsNormInto(Context& context, const RmsNormArgs& args) { return RunOp(context, args); }
+absl::Status RopeInto(Context& context, const RopeArgs& args) { return RunOp(context, args); }
+absl::Status SiluMulInto(Context& context, const SiluMulArgs& args) { return RunOp(context, args); }
+absl::Status AddInto(Context& context, const AddArgs& args) { return RunOp(context, args); }
+absl::Status EmbeddingInto(Context& context, const EmbeddingArgs& args) {
+  return RunOp(context, args);
+}
+absl::Status KvAppendInto(Context& context, const KvAppendArgs& args) {
+  return RunOp(context, args);
+}
+absl::Status CastInto(Context& context, const CastArgs& args) { return RunOp(context, args); }
+absl::Status ArgMaxInto(Context& context, const ArgMaxArgs& args) { return RunOp(context, args); }
+absl::Status SampleInto(Context& context, const SampleArgs& args) { return RunOp(context, args); }
+
+absl::StatusOr<Tensor> Attention(Context& context, AttentionArgs args) {
+  absl::Status ok = ValidateView("q", args.q, 4);
+  if (ok.ok()) ok = ValidateView("v", args.v, 4);
+  return RunValue(context, args, ok, args.q, args.q.dtype, [&] {
+    return Shape{args.q.dim(0), args.q.dim(1), args.q.dim(2), args.v.dim(3)};
+  });
+}
+
+absl::StatusOr<Tensor> Mask(Context& context, const MaskRule& rule, DType dtype) {
+  MaskArgs args;
+  args.rule = rule;
+  const TensorView host;
+  return RunValue(context, args, absl::OkStatus(), host, dtype, [&] {
+    return Shape{rule.q_len, MaskColumns(dtype, rule.kv_len)};
+  });
+}
+
+absl::StatusOr<Tensor> MatMul(Context& context, MatMulArgs args) {
+  absl::Status ok = ValidateView("a", args.a);
+  if (ok.ok() && args.a.rank() != 2 && args.a.rank() != 3) {
+    ok = InvalidArgument("a: expected rank 2 or 3, got ", args.a.rank());
+  }
+  if (ok.ok() && !args.b.present() && args.b_packed == nullptr) {
+    ok = InvalidArgument("b: expected a matrix or b_packed, got neither");
+  }
+  if (ok.ok() && args.b.present()) {
+    ok = ValidateView("b", args.b);
+    if (ok.ok() && args.b.rank() != 2 && args.b.rank() != 3) {
+      ok = InvalidArgument("b: expected rank 2 or 3, got ", args.b.rank());
+    }
+  }
+  return RunValue(context, args, ok, args.a, args.a.dtype, [&] {
+    const int64_t n = args.b.present() ? args.b.dim(-2) : args.b_packed->n;
+    if (args.a.rank() == 2) return Shape{args.a.dim(0), n};
+    const int64_t b_batch = args.b.rank() == 3 ? args.b.dim(0) : 1;
+    return Shape{args.a.dim(0) == 1 ? b_batch : args.a.dim(0), args.a.dim(1), n};
+  });
+}
+
+absl::StatusOr<Tensor> Softmax(Context& context, SoftmaxArgs args) {
+  return RunValue(context, args, ValidateView("x", args.x, 2), args.x, args.x.dtype,
+                  [&] { return args.x.shape; });
+}
+
+absl::StatusOr<Tensor> RmsNorm(Context& context, RmsNormArgs args) {
+  return RunValue(context, args, ValidateView("x", args.x), args.x, args.x.dtype,
+                  [&] { return args.x.shape; });
+}
+
+absl::StatusOr<Tensor> Rope(Context& context, RopeArgs args) {
+  return RunValue(context, args, ValidateView("x", args.x, 4), args.x, args.x.dtype,
+                  [&] { return args.x.shape; });
+}
+
+absl::StatusOr<Tensor> SiluMul(Context& context, SiluMulArgs args) {
+  return RunValue(context, args, ValidateView("gate", args.gate, 2), args.gate, args.gate.dtype,
+                  [&] { return args.gate.shape; });
+}
+
+absl::StatusOr<Tensor> Add(Context& context, AddArgs args) {
+  return RunValue(context, args, ValidateView("a", args.a, 2), args.a, args.a.dtype,
+                  [&] { return args.a.shape; });
+}
+
+absl::StatusOr<Tensor> Embedding(Context& context, EmbeddingArgs args, DType dtype) {
+  absl::Status ok = ValidateView("table", args.table, 2);
+  if (ok.ok()) ok = ValidateView("ids", args.ids, 1);
+  return RunValue(context, args, ok, args.table, dtype, [&] {
+    return Shape{args.ids.dim(0), args.table.dim(1)};
+  });
+}
+
+absl::StatusOr<Tensor> Cast(Context& context, CastArgs args, DType dtype) {
+  return RunValue(context, args, ValidateView("x", args.x, 2), args.x, dtype,
+                  [&] { return args.x.shape; });
+}
+
+absl::StatusOr<Tensor> ArgMax(Context& context, ArgMaxArgs args) {
+  return RunValue(context, args, ValidateView("x", args.x, 2), args.x, DType::kI32,
+                  [&] { return Shape{args.x.dim(0)}; });
+}
+
+absl::StatusOr<Tensor> Sample(Context& context, SampleArgs args) {
+  return RunValue(context, args, ValidateView("logits", args.logits, 2), args.logits, DType::kI32,
+                  [&] { return Shape{args.logits.dim(0)}; });
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,
+                                                           const TensorView& weights) {
+  ContextDevice* device = context.device(weights.device.kind);
+  if (device == nullptr) {
+    return InvalidArgument("weights live on ", Name(weights.device),
+                           ", which this context does not have");
+  }
+  return cpu::PackWeights(*device->backend, weights);
+}
+
+}  // namespace tandem
