@@ -94,7 +94,9 @@ def measure_model(model: str, threads: int, args) -> dict:
         entry["median"][who] = {k: statistics.median(t[who][k] for t in turns) for k in keys}
     if tandem:
         for k in keys:
-            entry["ratio"][k] = statistics.median(t["tandem"][k] / t["llama_cpp"][k] for t in turns)
+            ratios = [t["tandem"][k] / t["llama_cpp"][k] for t in turns]
+            entry["ratio"][k] = {"median": statistics.median(ratios), "min": min(ratios),
+                                 "max": max(ratios)}
         median = {k: statistics.median(t["tandem"][k] for t in turns)
                   for k in ("model_bytes", "kv_bytes_per_token", "read_bandwidth_gbps")}
         entry.update(median)
@@ -166,7 +168,9 @@ def model_table(entries: list[dict]) -> list[str]:
         for key in ("prompt_tokens_per_second", "generation_tokens_per_second"):
             cells.append(f"{e['median']['llama_cpp'][key]:.2f}")
             if "tandem" in e["median"]:
-                cells += [f"{e['median']['tandem'][key]:.2f}", f"{e['ratio'][key]:.2f}"]
+                r = e["ratio"][key]
+                cells += [f"{e['median']['tandem'][key]:.2f}",
+                          f"{r['median']:.2f} ({r['min']:.2f}..{r['max']:.2f})"]
             else:
                 cells += ["-", "-"]
         if "share_of_limit" in e:
@@ -215,8 +219,12 @@ def main() -> int:
         parser.error("-m FILE is required (or --only attention)")
     threads = [int(t) for t in args.threads.split(",")]
 
+    load = os.getloadavg()[0]
+    if load > 0.25 * os.cpu_count():
+        # llama.cpp's threads spin at barriers: one preempted thread costs it a factor of ten.
+        note(f"warning: load average {load:.1f}; figures with more than one thread mean nothing now")
     result = {"date": datetime.date.today().isoformat(), "cpu": cpu_name(),
-              "load_before": os.getloadavg()[0], "models": [], "attention": []}
+              "load_before": load, "models": [], "attention": []}
     if args.only != "attention":
         import llama_cpp_peer
 
@@ -229,12 +237,13 @@ def main() -> int:
         result["attention"] = [measure_attention(t, args) for t in threads]
 
     text = ["# Tandem beside its peers", "",
-            f"{result['cpu']}, {result['date']}; written by `bench/compare_peers.py`. Rates of one "
-            "machine on one day: read the ratios."]
+            f"{result['cpu']}, {os.cpu_count()} cores, {result['date']}, load average before the run "
+            f"{load:.1f}; written by `bench/compare_peers.py`. Rates of one machine on one day: read "
+            "the ratios (median, least..greatest)."]
     if result["models"]:
         text += ["", f"## Tokens per second, pp{args.prompt_tokens} and tg{args.gen_tokens}", "",
-                 f"llama.cpp through llama-cpp-python {result['llama_cpp_python']}, native build; medians "
-                 f"of {args.repeat} alternating turns; ratio = Tandem / llama.cpp. The tg limit is read "
+                 f"llama.cpp through llama-cpp-python {result['llama_cpp_python']}, native build; "
+                 f"medians of {args.repeat} alternating turns; ratio = Tandem / llama.cpp. The tg limit is read "
                  "bandwidth over the bytes one step must read.", "", *model_table(result["models"])]
     if result["attention"]:
         text += ["", "## Attention in PyTorch", "",
