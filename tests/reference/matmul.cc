@@ -1,0 +1,96 @@
+#include "tests/reference/matmul.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "tests/reference/elements.h"
+
+namespace tandem::reference {
+namespace {
+
+double Activate(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::kGelu: {
+      const double inner = std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x);
+      return 0.5 * x * (1.0 + std::tanh(inner));
+    }
+    case Activation::kRelu:
+      return x > 0.0 || std::isnan(x) ? x : 0.0;
+  }
+  return x;
+}
+
+// Rows of K values as a block format's own implementations see them: 8 bits per value and block.
+void QuantizeRows(std::vector<double>& values, int64_t k) {
+  std::vector<BlockQ8_0> row(static_cast<size_t>(k / BlockQ8_0::kLength));
+  const TensorView view = MakeView(row.data(), DType::kQ8_0, {k});
+  for (size_t begin = 0; begin + k <= values.size() && k > 0; begin += k) {
+    WriteAll(view, [&](int64_t i) { return values[begin + i]; });
+    const std::vector<double> rounded = ReadAll(view);
+    std::copy(rounded.begin(), rounded.end(), values.begin() + static_cast<int64_t>(begin));
+  }
+}
+
+template <typename Real>
+MatMulResult Compute(const MatMulArgs& args) {
+  constexpr bool kNaive = std::is_same_v<Real, float>;
+  const int64_t m = args.m(), n = args.n(), k = args.k();
+  std::vector<double> a = ReadAll(args.a), b = ReadAll(args.b);
+  if (kNaive) {
+    const DType storage = Coarser(args.a.dtype, args.b.dtype);
+    if (IsBlockQuantized(storage)) {
+      QuantizeRows(a, k);
+    } else {
+      for (double& x : a) x = RoundTo(storage, x);
+      for (double& x : b) x = RoundTo(storage, x);
+    }
+  }
+  const std::vector<double> bias = ReadAll(args.bias), addend = ReadAll(args.addend);
+  const std::vector<Real> ra(a.begin(), a.end()), rb(b.begin(), b.end());
+  const int64_t a_step = args.a.rank() == 3 && args.a.dim(0) > 1 ? m * k : 0;
+  const int64_t b_step = args.b.rank() == 3 && args.b.dim(0) > 1 ? n * k : 0;
+  const int64_t batch = args.out.rank() == 3 ? args.out.dim(0) : 1;
+
+  MatMulResult result;
+  for (int64_t z = 0; z < batch; ++z) {
+    for (int64_t i = 0; i < m; ++i) {
+      const Real* row = ra.data() + z * a_step + i * k;
+      for (int64_t j = 0; j < n; ++j) {
+        const Real* column = rb.data() + z * b_step + j * k;
+        Real dot = 0, magnitude = 0;
+        for (int64_t c = 0; c < k; ++c) {
+          dot += row[c] * column[c];
+          if (!kNaive) magnitude += std::fabs(row[c] * column[c]);
+        }
+        Real x = static_cast<Real>(args.alpha) * dot;
+        magnitude *= std::fabs(args.alpha);
+        if (!bias.empty()) {
+          x += static_cast<Real>(bias[j]);
+          magnitude += static_cast<Real>(std::fabs(bias[j]));
+        }
+        x = static_cast<Real>(Activate(args.activation, x));
+        if (!addend.empty()) {
+          const Real extra =
+              static_cast<Real>(args.beta) * static_cast<Real>(addend[(z * m + i) * n + j]);
+          // beta = 0: the addend is not read, whatever it holds.
+          if (args.beta != 0.0f) x += extra;
+          if (args.beta != 0.0f) magnitude += std::fabs(extra);
+        }
+        result.out.push_back(kNaive ? RoundTo(args.out.dtype, x) : static_cast<double>(x));
+        result.magnitude.push_back(magnitude);
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+MatMulResult MatMul(const MatMulArgs& args) { return Compute<double>(args); }
+MatMulResult NaiveMatMul(const MatMulArgs& args) { return Compute<float>(args); }
+
+}  // namespace tandem::reference

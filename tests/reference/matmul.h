@@ -1,0 +1,25 @@
+// Matrix product by its definition (core/ops/matmul.h), on host memory.
+#pragma once
+
+#include <vector>
+
+#include "core/ops/matmul.h"
+
+namespace tandem::reference {
+
+struct MatMulResult {
+  std::vector<double> out;  // [Z, M, N] row-major
+  // sum_k |a| |b| * |alpha| + |bias| + |beta * addend|: what the rounding of any order of summation
+  // is relative to.
+  std::vector<double> magnitude;
+};
+
+// In f64 throughout: the oracle.
+MatMulResult MatMul(const MatMulArgs& args);
+
+// The straightforward implementation at the storage precision of a and b: both are stored in the
+// coarser dtype of the two, sums are f32 in order of k, the result is stored in out's dtype. When b
+// is block-quantised, a is quantised to q8_0 along K, as implementations of these formats do.
+MatMulResult NaiveMatMul(const MatMulArgs& args);
+
+}  // namespace tandem::reference

@@ -1,0 +1,22 @@
+// The mask rule once more, straight from its definition in core/ops/mask_rule.h: one condition per
+// line, in 128-bit integers so that nothing can overflow. MaskRule is tested against this, and the
+// references use this.
+#pragma once
+
+#include <cstdint>
+
+#include "core/ops/mask_rule.h"
+
+namespace tandem::reference {
+
+inline bool Visible(const MaskRule& rule, int64_t q, int64_t k) {
+  __extension__ using Int = __int128;
+  const Int position = rule.causal == Causal::kTopLeft ? Int{q} : Int{rule.kv_len} - rule.q_len + q;
+  if (k < 0 || k >= rule.kv_len) return false;
+  if (rule.causal != Causal::kNone && k > position) return false;
+  if (rule.window_left >= 0 && k < position - rule.window_left) return false;
+  if (rule.window_right >= 0 && k > position + rule.window_right) return false;
+  return true;
+}
+
+}  // namespace tandem::reference
