@@ -8,7 +8,10 @@ namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 1> kernels = {
+  static const std::array<Kernel<MatMulArgs>, 4> kernels = {
+      GemvMatMul(Isa::kAvx512),
+      GemvMatMul(Isa::kAvx2),
+      GemvMatMul(Isa::kScalar),
       ReferenceMatMul(),
   };
   return kernels;

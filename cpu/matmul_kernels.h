@@ -3,9 +3,11 @@
 
 #include "core/kernel.h"
 #include "core/ops/matmul.h"
+#include "cpu/isa.h"
 
 namespace tandem::cpu {
 
+Kernel<MatMulArgs> GemvMatMul(Isa isa);
 Kernel<MatMulArgs> ReferenceMatMul();
 
 }  // namespace tandem::cpu

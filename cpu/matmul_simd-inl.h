@@ -1,0 +1,222 @@
+// SIMD pieces that the MatMul kernels share: widening rows of any dtype to f32, rounding f32 rows
+// to the output's dtype, and the epilogue of a finished tile. Included once per instruction set by
+// the files that use foreach_target.h.
+
+#if defined(TANDEM_CPU_MATMUL_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TANDEM_CPU_MATMUL_SIMD_INL_H_
+#undef TANDEM_CPU_MATMUL_SIMD_INL_H_
+#else
+#define TANDEM_CPU_MATMUL_SIMD_INL_H_
+#endif
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/dtype.h"
+#include "cpu/matmul_epilogue.h"
+#include "hwy/highway.h"
+// After highway.h, whose macros it uses.
+#include "hwy/contrib/math/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using FloatTag = hn::ScalableTag<float>;
+using FloatVector = hn::Vec<FloatTag>;
+inline constexpr int64_t kLanes = HWY_LANES(float);
+
+// kLanes consecutive elements, widened.
+HWY_INLINE FloatVector LoadFloats(const float* from) { return hn::LoadU(FloatTag(), from); }
+HWY_INLINE FloatVector LoadFloats(const BF16* from) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(FloatTag(), ToFloat(*from));
+#else
+  const FloatTag d;
+  const hn::RebindToUnsigned<FloatTag> du32;
+  const hn::Rebind<uint16_t, FloatTag> du16;
+  const auto bits = hn::PromoteTo(du32, hn::LoadU(du16, &from->bits));
+  return hn::BitCast(d, hn::ShiftLeft<16>(bits));
+#endif
+}
+HWY_INLINE FloatVector LoadFloats(const F16* from) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(FloatTag(), ToFloat(*from));
+#else
+  const hn::Rebind<uint16_t, FloatTag> du16;
+  const hn::Rebind<hwy::float16_t, FloatTag> df16;
+  return hn::PromoteTo(FloatTag(), hn::BitCast(df16, hn::LoadU(du16, &from->bits)));
+#endif
+}
+
+// kLanes consecutive elements, rounded to nearest even.
+HWY_INLINE void StoreFloats(FloatVector x, float* to) { hn::StoreU(x, FloatTag(), to); }
+HWY_INLINE void StoreFloats(FloatVector x, BF16* to) {
+#if HWY_TARGET == HWY_SCALAR
+  *to = ToBF16(hn::GetLane(x));
+#else
+  const hn::RebindToUnsigned<FloatTag> du32;
+  const hn::RebindToSigned<FloatTag> di32;
+  const hn::Rebind<uint16_t, FloatTag> du16;
+  const auto bits = hn::BitCast(du32, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du32, 1));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du32, 0x7FFF))));
+  const auto quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(du32, 0x40));
+  const auto nan = hn::RebindMask(du32, hn::Ne(x, x));
+  hn::StoreU(hn::DemoteTo(du16, hn::BitCast(di32, hn::IfThenElse(nan, quiet, rounded))), du16,
+             &to->bits);
+#endif
+}
+HWY_INLINE void StoreFloats(FloatVector x, F16* to) {
+#if HWY_TARGET == HWY_SCALAR
+  *to = ToF16(hn::GetLane(x));
+#else
+  const hn::Rebind<uint16_t, FloatTag> du16;
+  const hn::Rebind<hwy::float16_t, FloatTag> df16;
+  hn::StoreU(hn::BitCast(du16, hn::DemoteTo(df16, x)), du16, &to->bits);
+#endif
+}
+
+// The kLanes elements of a block from element `i` on, before scaling, as whole numbers.
+HWY_INLINE FloatVector LoadQuants(const BlockQ8_0& block, int64_t i) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(FloatTag(), static_cast<float>(block.q[i]));
+#else
+  const hn::RebindToSigned<FloatTag> di32;
+  const hn::Rebind<int8_t, FloatTag> di8;
+  return hn::ConvertTo(FloatTag(), hn::PromoteTo(di32, hn::LoadU(di8, block.q + i)));
+#endif
+}
+HWY_INLINE FloatVector LoadQuants(const BlockQ4_0& block, int64_t i) {
+  const int64_t half = BlockQ4_0::kLength / 2;
+#if HWY_TARGET == HWY_SCALAR
+  const int nibble = i < half ? block.q[i] & 15 : block.q[i - half] >> 4;
+  return hn::Set(FloatTag(), static_cast<float>(nibble - 8));
+#else
+  const hn::RebindToSigned<FloatTag> di32;
+  const hn::Rebind<uint8_t, FloatTag> du8;
+  const auto pair = hn::PromoteTo(di32, hn::LoadU(du8, block.q + (i < half ? i : i - half)));
+  const auto nibble = i < half ? hn::And(pair, hn::Set(di32, 15)) : hn::ShiftRight<4>(pair);
+  return hn::ConvertTo(FloatTag(), hn::Sub(nibble, hn::Set(di32, 8)));
+#endif
+}
+
+// A block's scale. One scalar conversion instruction where there is one.
+HWY_INLINE FloatVector LoadScale(F16 d) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  return hn::Set(FloatTag(), _cvtsh_ss(d.bits));
+#else
+  return hn::Set(FloatTag(), ToFloat(d));
+#endif
+}
+
+// `count` contiguous elements from `from`, widened.
+template <typename T>
+void WidenRow(const T* HWY_RESTRICT from, int64_t count, float* HWY_RESTRICT to) {
+  if constexpr (std::is_same_v<T, BlockQ8_0> || std::is_same_v<T, BlockQ4_0>) {
+    for (int64_t b = 0; b < count / T::kLength; ++b) {
+      const auto scale = LoadScale(from[b].d);
+      for (int64_t i = 0; i < T::kLength; i += kLanes) {
+        StoreFloats(hn::Mul(scale, LoadQuants(from[b], i)), to + b * T::kLength + i);
+      }
+    }
+  } else {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) StoreFloats(LoadFloats(from + i), to + i);
+    for (; i < count; ++i) to[i] = ToFloat(from[i]);
+  }
+}
+
+// The same for a row of a view: `count` elements from `offset` on, `stride` elements apart.
+HWY_INLINE void WidenViewRow(const TensorView& view, int64_t offset, int64_t stride, int64_t count,
+                             float* to) {
+  DispatchFloat(view.dtype, [&]<typename T>() HWY_ATTR {
+    const T* from = view.As<T>() + offset;
+    if (stride == 1) return WidenRow(from, count, to);
+    for (int64_t i = 0; i < count; ++i) to[i] = ToFloat(from[i * stride]);
+  });
+}
+
+HWY_INLINE void NarrowToViewRow(const float* from, const TensorView& view, int64_t offset,
+                                int64_t stride, int64_t count) {
+  DispatchFloat(view.dtype, [&]<typename T>() HWY_ATTR {
+    T* to = view.As<T>() + offset;
+    if (stride != 1) {
+      for (int64_t i = 0; i < count; ++i) to[i * stride] = FromFloat<T>(from[i]);
+      return;
+    }
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) StoreFloats(LoadFloats(from + i), to + i);
+    for (; i < count; ++i) to[i] = FromFloat<T>(from[i]);
+  });
+}
+
+HWY_INLINE FloatVector ActivateVector(Activation activation, FloatVector x) {
+  const FloatTag d;
+  const auto one = hn::Set(d, 1.0f);
+  switch (activation) {
+    case Activation::kSilu: {
+      // exp(88) is the last power that neither overflows nor leaves Exp's range; below -88 the true
+      // value is under 1e-36 and the f32 formula gives -0.
+      const auto low = hn::Lt(x, hn::Set(d, -88.0f));
+      const auto exp = hn::Exp(d, hn::Min(hn::Neg(x), hn::Set(d, 88.0f)));
+      return hn::IfThenElse(low, hn::Set(d, -0.0f), hn::Div(x, hn::Add(one, exp)));
+    }
+    case Activation::kGelu: {
+      const auto cube = hn::Mul(hn::Mul(x, x), x);
+      const auto inner =
+          hn::Mul(hn::Set(d, 0.79788456080286536f), hn::MulAdd(hn::Set(d, 0.044715f), cube, x));
+      return hn::Mul(hn::Mul(hn::Set(d, 0.5f), x), hn::Add(one, hn::Tanh(d, inner)));
+    }
+    case Activation::kRelu:
+      return hn::IfThenZeroElse(hn::Lt(x, hn::Zero(d)), x);  // NaN stays NaN
+    case Activation::kNone:
+      break;
+  }
+  return x;
+}
+
+inline constexpr int64_t kMaxTileColumns = 64;
+
+// Writes out[z, m0 + i, n0 + j] for a tile of sums (rows `tile_stride` floats apart, overwritten).
+// columns <= kMaxTileColumns; tile rows have kMaxTileColumns readable floats.
+HWY_INLINE void FinishTile(const MatMulArgs& args, const MatMulOperands& operands, int64_t z,
+                           int64_t m0, int64_t rows, int64_t n0, int64_t columns,
+                           float* HWY_RESTRICT tile, int64_t tile_stride) {
+  HWY_ALIGN float bias[kMaxTileColumns] = {};
+  HWY_ALIGN float addend[kMaxTileColumns] = {};
+  const bool add = args.addend.present() && args.beta != 0.0f;
+  if (args.bias.present()) {
+    const int64_t stride = args.bias.stride(0);
+    WidenViewRow(args.bias, n0 * stride, stride, columns, bias);
+  }
+  const FloatTag d;
+  const auto alpha = hn::Set(d, args.alpha);
+  const auto beta = hn::Set(d, args.beta);
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = tile + i * tile_stride;
+    if (add) {
+      const int64_t stride = args.addend.stride(-1);
+      WidenViewRow(args.addend,
+                   operands.addend_batch * z + args.addend.stride(-2) * (m0 + i) + stride * n0,
+                   stride, columns, addend);
+    }
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      auto x = hn::Mul(alpha, LoadFloats(row + j));
+      if (args.bias.present()) x = hn::Add(x, LoadFloats(bias + j));
+      if (args.activation != Activation::kNone) x = ActivateVector(args.activation, x);
+      if (add) x = hn::MulAdd(beta, LoadFloats(addend + j), x);
+      StoreFloats(x, row + j);
+    }
+    const int64_t stride = args.out.stride(-1);
+    NarrowToViewRow(row, args.out,
+                    operands.out_batch * z + args.out.stride(-2) * (m0 + i) + stride * n0, stride,
+                    columns);
+  }
+}
+
+}  // namespace tandem::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // TANDEM_CPU_MATMUL_SIMD_INL_H_
