@@ -121,7 +121,7 @@ std::vector<Case> UnusualCases() {
           .Field(&Case::extra_dtype, {kF32, kF16, kBF16})
           .Field(&Case::bias, {false, true})
           .Field(&Case::addend, {Addend::kNone, Addend::kSeparate, Addend::kInPlace})
-          .Field(&Case::alpha, {1.0f, -0.7f, 0.0f})
+          .Field(&Case::alpha, {1.0f, -0.75f, 0.0f})
           .Field(&Case::beta, {1.0f, 0.0f, 2.5f})
           .Field(&Case::activation,
                  {Activation::kNone, Activation::kSilu, Activation::kGelu, Activation::kRelu})

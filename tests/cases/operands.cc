@@ -42,7 +42,8 @@ Placement Place(DType dtype, const Shape& shape, Layout layout, Role role) {
       int64_t stride = 1;
       for (int i = rank - 1; i >= 0; --i) {
         strides[i] = stride;
-        stride = stride * std::max<int64_t>(shape[i], 1) + (i == rank - 1 ? 3 : 5) * block;
+        stride = stride * std::max<int64_t>(shape[i], i == rank - 1 ? block : 1) +
+                 (i == rank - 1 ? 3 : 5) * block;
       }
       placement.offset = block;
       break;

@@ -1,0 +1,197 @@
+#include "tests/cases/check.h"
+
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <tuple>
+
+#include "absl/strings/str_join.h"
+#include "dispatch/context.h"
+#include "dispatch/ops.h"
+#include "dispatch/registry.h"
+#include "tests/cases/all_cases.h"
+
+namespace tandem::cases {
+namespace {
+
+bool Contains(const std::vector<std::string>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+// One run of RunCheck.
+class Checker {
+ public:
+  explicit Checker(const CheckOptions& options) : options_(options) {}
+
+  absl::StatusOr<CheckReport> Run() {
+    const auto begin = std::chrono::steady_clock::now();
+    TANDEM_RETURN_IF_ERROR(CheckNames());
+    std::vector<std::string> isas = options_.isas;
+    if (isas.empty()) isas.emplace_back();
+    absl::Status status;
+    ForEachCaseType([&]<typename Case>() {
+      if (status.ok()) status = Count<Case>(static_cast<int64_t>(isas.size()));
+    });
+    TANDEM_RETURN_IF_ERROR(status);
+    for (const std::string& isa : isas) {
+      ContextOptions context_options;
+      context_options.isa = isa;
+      context_options.threads = options_.threads;
+      TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<Context> context,
+                              Context::Create(context_options));
+      isa_ = isa.empty() ? "native" : isa;
+      ForEachCaseType([&]<typename Case>() {
+        if (status.ok()) status = CheckOp<Case>(*context);
+      });
+      TANDEM_RETURN_IF_ERROR(status);
+    }
+    for (const std::string& kernel : options_.kernels) {
+      if (!kernels_seen_.contains(kernel)) {
+        return InvalidArgument("kernel: none is named '", kernel, "'");
+      }
+    }
+    report_.cases = progress_.total / static_cast<int64_t>(isas.size());
+    report_.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return std::move(report_);
+  }
+
+ private:
+  absl::Status CheckNames() {
+    std::vector<std::string> known;
+    ForEachCaseType([&]<typename Case>() { known.push_back(OpNameOf<Case>()); });
+    std::vector<std::string> asked = options_.ops;
+    if (!options_.case_text.empty()) {
+      const std::vector<std::string> words = SplitWords(options_.case_text);
+      asked.push_back(words.empty() ? "" : words[0]);
+    }
+    for (const std::string& op : asked) {
+      if (!Contains(known, op)) {
+        return InvalidArgument("op: expected one of ", absl::StrJoin(known, ", "), "; got '", op,
+                               "'");
+      }
+    }
+    if (options_.parts < 1 || options_.part < 0 || options_.part >= options_.parts) {
+      return InvalidArgument("part: expected 0..parts - 1, got ", options_.part, " of ",
+                             options_.parts);
+    }
+    return absl::OkStatus();
+  }
+
+  template <typename Case>
+  absl::StatusOr<std::vector<Case>> Cases() const {
+    const std::string op = OpNameOf<Case>();
+    if (!options_.ops.empty() && !Contains(options_.ops, op)) return std::vector<Case>();
+    if (!options_.case_text.empty()) {
+      if (SplitWords(options_.case_text)[0] != op) return std::vector<Case>();
+      TANDEM_ASSIGN_OR_RETURN(Case c, ParseCase<Case>(options_.case_text));
+      return std::vector<Case>{c};
+    }
+    std::vector<Case> all = Case::Grid(options_.grid);
+    Rng rng(options_.random_seed);
+    for (int64_t i = 0; i < options_.random_cases; ++i) all.push_back(Case::Random(rng));
+    std::vector<Case> own;
+    for (size_t i = static_cast<size_t>(options_.part); i < all.size();
+         i += static_cast<size_t>(options_.parts)) {
+      own.push_back(all[i]);
+    }
+    return own;
+  }
+
+  template <typename Case>
+  absl::Status Count(int64_t passes) {
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<Case> cases, Cases<Case>());
+    progress_.total += passes * static_cast<int64_t>(cases.size());
+    return absl::OkStatus();
+  }
+
+  template <typename Case>
+  absl::Status CheckOp(Context& context) {
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<Case> cases, Cases<Case>());
+    progress_.op = Name(Case::Args::kOp);
+    for (const Case& c : cases) {
+      const absl::StatusOr<Prepared<Case>> prepared = Prepare(c);
+      if (!prepared.ok()) {
+        return InvalidArgument("case '", CaseText(c), "': ", Message(prepared.status()));
+      }
+      for (DeviceKind kind : context.devices_present()) {
+        ContextDevice& device = *context.device(kind);
+        const Target target = {
+            .backend = device.backend.get(),
+            .stream = device.stream.get(),
+            .pack = [&](const TensorView& weights) { return PackWeights(context, weights); }};
+        for (const auto& kernel : KernelsOf<typename Case::Args>(kind)) {
+          if (!options_.kernels.empty() && !Contains(options_.kernels, kernel.name)) continue;
+          kernels_seen_.insert(std::string(kernel.name));
+          Record(Row(OpNameOf<Case>(), kind, kernel.name, c.DTypeLabel()),
+                 RunPrepared(*prepared, kernel, target));
+        }
+      }
+      ++progress_.done;
+      if (options_.progress) options_.progress(progress_);
+    }
+    return absl::OkStatus();
+  }
+
+  CheckRow& Row(const std::string& op, DeviceKind device, std::string_view kernel,
+                const std::string& dtype) {
+    for (CheckRow& row : report_.rows) {
+      if (row.op == op && row.device == Name(device) && row.isa == isa_ && row.kernel == kernel &&
+          row.dtype == dtype) {
+        return row;
+      }
+    }
+    CheckRow& row = report_.rows.emplace_back();
+    row.op = op;
+    row.device = Name(device);
+    row.isa = isa_;
+    row.kernel = kernel;
+    row.dtype = dtype;
+    return row;
+  }
+
+  void Record(CheckRow& row, const Outcome& outcome) {
+    ++row.cases;
+    switch (outcome.kind) {
+      case Outcome::Kind::kUnsupported:
+        ++row.unsupported;
+        if (row.first_unsupported.empty()) row.first_unsupported = outcome.message;
+        return;
+      case Outcome::Kind::kFailed:
+        ++row.failed;
+        ++progress_.failed;
+        if (row.first_failure.empty()) row.first_failure = outcome.message;
+        break;
+      case Outcome::Kind::kPassed:
+        ++row.passed;
+        break;
+    }
+    row.worst_ratio = std::max(row.worst_ratio, outcome.worst_ratio);
+    row.max_abs_error = std::max(row.max_abs_error, outcome.max_abs_error);
+    row.relative_l2 = std::max(row.relative_l2, outcome.relative_l2);
+  }
+
+  const CheckOptions& options_;
+  CheckReport report_;
+  CheckProgress progress_;
+  std::string isa_;
+  std::set<std::string> kernels_seen_;
+};
+
+}  // namespace
+
+int64_t CheckReport::passed() const {
+  int64_t count = 0;
+  for (const CheckRow& row : rows) count += row.passed;
+  return count;
+}
+
+int64_t CheckReport::failed() const {
+  int64_t count = 0;
+  for (const CheckRow& row : rows) count += row.failed;
+  return count;
+}
+
+absl::StatusOr<CheckReport> RunCheck(const CheckOptions& options) { return Checker(options).Run(); }
+
+}  // namespace tandem::cases
