@@ -1,0 +1,160 @@
+// tandem explain: which device and kernel would run an op of a given shape, and why; and what every
+// other kernel says.
+//
+// The operands are allocated but never touched: planning reads shapes, not data.
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+#include "core/status.h"
+#include "dispatch/run.h"
+#include "tools/command.h"
+#include "tools/terminal.h"
+
+namespace tandem::tools {
+namespace {
+
+struct Options {
+  ComputeOptions compute;
+  bool json = false;
+  bool assume_cuda = false;
+  std::string op;
+  int64_t batch = 1, q_heads = 32, kv_heads = 8, q_len = 1, kv_len = 4096, head_dim = 128;
+  int64_t m = 1, n = 4096, k = 4096;
+  std::string dtype = "f32", kv_dtype = "f16", weights = "f16";
+};
+
+absl::StatusOr<DType> Parse(const std::string& option, const std::string& name) {
+  const auto dtype = ParseDType(name);
+  if (!dtype) return InvalidArgument(option, ": unknown dtype '", name, "'");
+  return *dtype;
+}
+
+template <typename Args>
+int Print(Context& context, const Args& args, const Options& options) {
+  if (absl::Status status = Validate(args); !status.ok()) return Report(status);
+  DecisionInputs inputs;
+  inputs.facts = FactsOf(args);
+  inputs.cuda_present = options.assume_cuda || context.device(DeviceKind::kCuda) != nullptr;
+  inputs.forced_device = context.options().device;
+  const Policy& policy = context.options().policy;
+  const Decision decision = Choose(inputs, policy);
+  const std::string reason = Explain(decision, inputs, policy);
+
+  nlohmann::json json = {{"op", options.op},
+                         {"device", std::string(Name(decision.device))},
+                         {"reason", reason},
+                         {"bytes", inputs.facts.bytes},
+                         {"flops", inputs.facts.flops},
+                         {"kernels", nlohmann::json::array()}};
+  Table table({"device", "kernel", "verdict"});
+  bool chosen = false;
+  KernelContext kernel_context;
+  kernel_context.stream = context.device(DeviceKind::kCpu)->stream.get();
+  const std::string& forced = context.forced_kernel(Args::kOp);
+  for (const Kernel<Args>& kernel : KernelsOf<Args>(DeviceKind::kCpu)) {
+    const absl::Status can = kernel.supports(kernel_context, args);
+    std::string verdict = can.ok() ? "can" : Message(can);
+    if (!forced.empty() && kernel.name != forced) {
+      verdict = "passed over: another kernel is forced";
+    } else if (can.ok() && !chosen && decision.device == DeviceKind::kCpu) {
+      chosen = true;
+      verdict = forced.empty() ? "chosen: first that can" : "chosen: forced";
+      json["kernel"] = std::string(kernel.name);
+    }
+    table.Row({"cpu", std::string(kernel.name), verdict});
+    json["kernels"].push_back(
+        {{"device", "cpu"}, {"kernel", std::string(kernel.name)}, {"verdict", verdict}});
+  }
+  if (options.json) {
+    std::cout << json.dump(2) << "\n";
+  } else {
+    const bool color = UseColor(1);
+    std::cout << options.op << " runs on "
+              << Styled(std::string(Name(decision.device)), Style::kBold, color) << ": " << reason
+              << "\n"
+              << absl::StrFormat("%s to move, %.3g operations\n",
+                                 HumanBytes(static_cast<double>(inputs.facts.bytes)),
+                                 inputs.facts.flops);
+    table.Print(std::cout, color);
+  }
+  return chosen || decision.device != DeviceKind::kCpu ? kExitOk : kExitFailed;
+}
+
+// Untouched memory of the shape; pages are never backed.
+absl::StatusOr<Tensor> Reserve(Context& context, DType dtype, const Shape& shape) {
+  return Tensor::Allocate(context.host_allocator(), dtype, shape);
+}
+
+absl::StatusOr<int> Run(const Options& o) {
+  TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(o.compute));
+  TANDEM_ASSIGN_OR_RETURN(auto context, Context::Create(context_options));
+  TANDEM_ASSIGN_OR_RETURN(const DType dtype, Parse("--dtype", o.dtype));
+  TANDEM_ASSIGN_OR_RETURN(const DType kv_dtype, Parse("--kv-dtype", o.kv_dtype));
+  TANDEM_ASSIGN_OR_RETURN(const DType weights, Parse("--weights", o.weights));
+  std::vector<Tensor> tensors;
+  const auto reserve = [&](TensorView& view, DType type, const Shape& shape) -> absl::Status {
+    TANDEM_ASSIGN_OR_RETURN(Tensor tensor, Reserve(*context, type, shape));
+    view = tensor.view();
+    tensors.push_back(std::move(tensor));
+    return absl::OkStatus();
+  };
+  if (o.op == "attention") {
+    AttentionArgs args;
+    TANDEM_RETURN_IF_ERROR(reserve(args.q, dtype, {o.batch, o.q_heads, o.q_len, o.head_dim}));
+    TANDEM_RETURN_IF_ERROR(reserve(args.k, kv_dtype, {o.batch, o.kv_heads, o.kv_len, o.head_dim}));
+    TANDEM_RETURN_IF_ERROR(reserve(args.v, kv_dtype, {o.batch, o.kv_heads, o.kv_len, o.head_dim}));
+    TANDEM_RETURN_IF_ERROR(reserve(args.out, dtype, {o.batch, o.q_heads, o.q_len, o.head_dim}));
+    return Print(*context, args, o);
+  }
+  if (o.op == "matmul") {
+    MatMulArgs args;
+    TANDEM_RETURN_IF_ERROR(reserve(args.a, dtype, {o.m, o.k}));
+    TANDEM_RETURN_IF_ERROR(reserve(args.b, weights, {o.n, o.k}));
+    TANDEM_RETURN_IF_ERROR(reserve(args.out, dtype, {o.m, o.n}));
+    return Print(*context, args, o);
+  }
+  MaskArgs args;
+  args.rule = {o.q_len, o.kv_len, Causal::kBottomRight, -1, -1};
+  TANDEM_RETURN_IF_ERROR(reserve(args.out, dtype, {o.q_len, MaskColumns(dtype, o.kv_len)}));
+  return Print(*context, args, o);
+}
+
+}  // namespace
+
+void AddExplain(CLI::App& app, Action& action) {
+  auto o = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "explain", "Say which device and kernel would run an op of a given shape, and why");
+  command->add_option("--op", o->op, "attention, matmul or mask")
+      ->required()
+      ->check(CLI::IsMember({"attention", "matmul", "mask"}));
+  command->add_option("--batch", o->batch, "attention: sequences")->capture_default_str();
+  command->add_option("--q-heads", o->q_heads, "attention: query heads")->capture_default_str();
+  command->add_option("--kv-heads", o->kv_heads, "attention: key/value heads")
+      ->capture_default_str();
+  command->add_option("--q-len", o->q_len, "attention, mask: queries")->capture_default_str();
+  command->add_option("--kv-len", o->kv_len, "attention, mask: keys")->capture_default_str();
+  command->add_option("--head-dim", o->head_dim, "attention: head dimension")
+      ->capture_default_str();
+  command->add_option("-M", o->m, "matmul: rows")->capture_default_str();
+  command->add_option("-N", o->n, "matmul: output features")->capture_default_str();
+  command->add_option("-K", o->k, "matmul: input features")->capture_default_str();
+  command->add_option("--dtype", o->dtype, "activations, mask")->capture_default_str();
+  command->add_option("--kv-dtype", o->kv_dtype, "attention: keys and values")
+      ->capture_default_str();
+  command->add_option("--weights", o->weights, "matmul: weights")->capture_default_str();
+  command->add_flag("--assume-cuda", o->assume_cuda,
+                    "decide as if a GPU were present (the policy alone; nothing is run)");
+  command->add_flag("--json", o->json, "machine-readable output");
+  AddComputeOptions(*command, o->compute);
+  command->callback([o, &action] {
+    action = [o] {
+      const auto code = Run(*o);
+      return code.ok() ? *code : Report(code.status());
+    };
+  });
+}
+
+}  // namespace tandem::tools
