@@ -113,13 +113,17 @@ TEST(Ops, AForcedKernelRunsAndIsTraced) {
 TEST(Ops, AForcedKernelThatCannotIsAnErrorNotAFallback) {
   ContextOptions options;
   options.isa = "scalar";
-  options.force_kernel["attention"] = "decode_avx512";
+  options.force_kernel["matmul"] = "gemv_avx512";
   auto context = MakeContext(options);
-  AttentionData data;
-  const absl::Status status = AttentionInto(*context, data.args);
+  std::vector<float> a(8, 1.0f), b(32, 1.0f), out(4, -1.0f);
+  MatMulArgs args;
+  args.a = MakeView(a.data(), DType::kF32, {1, 8});
+  args.b = MakeView(b.data(), DType::kF32, {4, 8});
+  args.out = MakeView(out.data(), DType::kF32, {1, 4});
+  const absl::Status status = MatMulInto(*context, args);
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(Message(status), HasSubstr("decode_avx512: needs avx512"));
-  for (float x : data.out) EXPECT_EQ(x, -1.0f);
+  EXPECT_THAT(Message(status), HasSubstr("gemv_avx512: needs avx512"));
+  for (float x : out) EXPECT_EQ(x, -1.0f);
 }
 
 TEST(Ops, EveryOpHasAReferenceKernelLast) {

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_format.h"
 #include "core/status.h"
+#include "core/tensor.h"
 #include "dispatch/run.h"
 #include "tools/command.h"
 #include "tools/terminal.h"
