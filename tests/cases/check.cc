@@ -120,12 +120,16 @@ class Checker {
             .backend = device.backend.get(),
             .stream = device.stream.get(),
             .pack = [&](const TensorView& weights) { return PackWeights(context, weights); }};
-        for (const auto& kernel : KernelsOf<typename Case::Args>(kind)) {
+        const auto kernels = KernelsOf<typename Case::Args>(kind);
+        bool ran = kernels.empty();
+        for (const auto& kernel : kernels) {
           if (!options_.kernels.empty() && !Contains(options_.kernels, kernel.name)) continue;
           kernels_seen_.insert(std::string(kernel.name));
-          Record(Row(OpNameOf<Case>(), kind, kernel.name, c.DTypeLabel()),
-                 RunPrepared(*prepared, kernel, target));
+          const Outcome outcome = RunPrepared(*prepared, kernel, target);
+          ran = ran || outcome.kind != Outcome::Kind::kUnsupported;
+          Record(Row(OpNameOf<Case>(), kind, kernel.name, c.DTypeLabel()), outcome);
         }
+        if (!ran && options_.kernels.empty()) report_.never_run.push_back(CaseText(c));
       }
       ++progress_.done;
       if (options_.progress) options_.progress(progress_);

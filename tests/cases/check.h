@@ -59,6 +59,8 @@ struct CheckRow {
 struct CheckReport {
   std::vector<CheckRow> rows;
   int64_t cases = 0;  // distinct ones
+  // Cases that no kernel of a device accepted: a gap in the kernels, or a case that cannot be.
+  std::vector<std::string> never_run;
   double seconds = 0.0;
 
   int64_t passed() const;

@@ -128,11 +128,9 @@ std::string CheckJson(const CheckReport& report) {
                     {"first_failure", row.first_failure},
                     {"first_unsupported", row.first_unsupported}});
   }
-  const nlohmann::json json = {{"passed", report.passed()},
-                               {"failed", report.failed()},
-                               {"cases", report.cases},
-                               {"seconds", report.seconds},
-                               {"rows", std::move(rows)}};
+  const nlohmann::json json = {{"passed", report.passed()}, {"failed", report.failed()},
+                               {"cases", report.cases},     {"never_run", report.never_run},
+                               {"seconds", report.seconds}, {"rows", std::move(rows)}};
   return json.dump(2) + "\n";
 }
 

@@ -63,7 +63,7 @@ Pairwise<Case>::Settings Batches(const std::vector<BatchForm>& forms) {
 Case Consistent(Case c) {
   const int block = BlockLength(c.b_dtype);
   c.k = (c.k + block - 1) / block * block;
-  if (c.batch > 0) c.weights = Weights::kPlain;
+  if (c.batch > 0 || block > 1) c.weights = Weights::kPlain;
   return c;
 }
 
