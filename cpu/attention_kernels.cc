@@ -1,14 +1,29 @@
 #include "cpu/attention_kernels.h"
 
 #include <array>
+#include <utility>
 
+#include "core/status.h"
 #include "cpu/kernels.h"
 
 namespace tandem::cpu {
 
+absl::Status CheckContiguousRows(const AttentionArgs& args) {
+  for (const auto& [name, view] : {std::pair("q", &args.q), std::pair("k", &args.k),
+                                   std::pair("v", &args.v), std::pair("k_new", &args.k_new),
+                                   std::pair("v_new", &args.v_new), std::pair("out", &args.out)}) {
+    if (!view->present() || view->dim(3) <= 1 || view->stride(3) == 1) continue;
+    return Unimplemented(name, " stride 3: needs 1, got ", view->stride(3));
+  }
+  return absl::OkStatus();
+}
+
 template <>
 KernelList<AttentionArgs> Kernels<AttentionArgs>() {
-  static const std::array<Kernel<AttentionArgs>, 1> kKernels = {
+  static const std::array<Kernel<AttentionArgs>, 4> kKernels = {
+      AttentionDecode(Isa::kAvx512),
+      AttentionDecode(Isa::kAvx2),
+      AttentionDecode(Isa::kScalar),
       AttentionReference(),
   };
   return kKernels;

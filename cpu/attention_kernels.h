@@ -2,6 +2,8 @@
 // three instruction sets.
 #pragma once
 
+#include <cstdint>
+
 #include "absl/status/status.h"
 #include "core/kernel.h"
 #include "core/ops/attention.h"
@@ -9,8 +11,16 @@
 
 namespace tandem::cpu {
 
+// Unimplemented unless the last dimension of every tensor is contiguous, which the SIMD kernels
+// need.
+absl::Status CheckContiguousRows(const AttentionArgs& args);
+
 // Plain loops, any layout (attention_reference.cc).
 Kernel<AttentionArgs> AttentionReference();
+
+// Bounds of the decode kernel: its rows, scores and accumulators of a tile are sized for these.
+inline constexpr int64_t kMaxDecodeQueries = 8;
+inline constexpr int64_t kMaxDecodeRows = 128;  // q_heads / kv_heads * queries
 
 // Few query rows: streams the cache once, split into chunks (attention_decode.cc).
 Kernel<AttentionArgs> AttentionDecode(Isa isa);
