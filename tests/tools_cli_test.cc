@@ -1,0 +1,104 @@
+// The command line as a user meets it: output, JSON, errors and exit codes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/cli.h"
+#include "tools/command.h"
+#include "tools/terminal.h"
+
+namespace tandem::tools {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(Cli, DevicesDescribesTheMachineAsJson) {
+  const CliResult result = RunCli({"devices", "--json", "--no-measure"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object()) << result.out;
+  EXPECT_GE(json["cpu"]["cores"].get<int>(), 1);
+  EXPECT_FALSE(json["cpu"]["isa"].get<std::string>().empty());
+  EXPECT_FALSE(json["cuda"]["message"].get<std::string>().empty());
+}
+
+TEST(Cli, DevicesMeasuresRatesAboveZero) {
+  const CliResult result = RunCli({"devices", "--json"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  ASSERT_GE(json["cpu"]["rates"].size(), 3u);
+  for (const auto& rate : json["cpu"]["rates"]) {
+    EXPECT_GT(rate["one_thread"].get<double>(), 0.0) << rate.dump();
+    EXPECT_GT(rate["all_threads"].get<double>(), 0.0) << rate.dump();
+  }
+}
+
+TEST(Cli, ExplainNamesDeviceKernelAndReason) {
+  const CliResult cpu = RunCli({"explain", "--op", "attention", "--json"});
+  ASSERT_EQ(cpu.code, kExitOk) << cpu.err;
+  auto json = nlohmann::json::parse(cpu.out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_EQ(json["device"], "cpu");
+  EXPECT_FALSE(json["kernel"].get<std::string>().empty());
+  const CliResult cuda =
+      RunCli({"explain", "--op", "attention", "--kv-len", "63", "--assume-cuda", "--json"});
+  json = nlohmann::json::parse(cuda.out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_EQ(json["reason"], "cache length 63 < attention_min_kv_len 64");
+}
+
+TEST(Cli, ExplainObeysAForcedKernel) {
+  const CliResult result =
+      RunCli({"explain", "--op", "matmul", "--kernel", "matmul=reference", "--json"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  EXPECT_EQ(json["kernel"], "reference");
+}
+
+TEST(Cli, BadUsageExitsWith2AndSaysWhy) {
+  EXPECT_EQ(RunCli({}).code, kExitUsage);
+  EXPECT_EQ(RunCli({"nonsense"}).code, kExitUsage);
+  EXPECT_EQ(RunCli({"explain", "--op", "dance"}).code, kExitUsage);
+  const CliResult dtype = RunCli({"explain", "--op", "matmul", "--weights", "q9"});
+  EXPECT_EQ(dtype.code, kExitUsage);
+  EXPECT_THAT(dtype.err, HasSubstr("unknown dtype 'q9'"));
+  const CliResult heads =
+      RunCli({"explain", "--op", "attention", "--q-heads", "7", "--kv-heads", "2"});
+  EXPECT_EQ(heads.code, kExitUsage);
+  EXPECT_THAT(heads.err, HasSubstr("expected a multiple of the 2 key/value heads"));
+  const CliResult kernel = RunCli({"explain", "--op", "matmul", "--kernel", "matmul"});
+  EXPECT_EQ(kernel.code, kExitUsage);
+  EXPECT_THAT(kernel.err, HasSubstr("expected op=name"));
+}
+
+TEST(Cli, HelpIsForPeople) {
+  const CliResult result = RunCli({"--help"});
+  EXPECT_EQ(result.code, kExitOk);
+  EXPECT_THAT(result.out, HasSubstr("devices"));
+  EXPECT_THAT(result.out, HasSubstr("Exit codes"));
+}
+
+TEST(Terminal, TablesAlignNumbersRightAndWordsLeft) {
+  Table table({"name", "count"});
+  table.Row({"a", "5"});
+  table.Row({"bbb", "12345678"});
+  std::ostringstream out;
+  table.Print(out, /*color=*/false);
+  EXPECT_EQ(out.str(),
+            "name     count\n"
+            "a            5\n"
+            "bbb   12345678\n");
+}
+
+TEST(Terminal, BytesAreReadable) {
+  EXPECT_EQ(HumanBytes(512), "512 B");
+  EXPECT_EQ(HumanBytes(1536), "1.5 KiB");
+  EXPECT_EQ(HumanBytes(3.0 * (1 << 30)), "3 GiB");
+}
+
+}  // namespace
+}  // namespace tandem::tools
