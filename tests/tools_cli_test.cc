@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -57,6 +58,32 @@ TEST(Cli, ExplainObeysAForcedKernel) {
   ASSERT_EQ(result.code, kExitOk) << result.err;
   const auto json = nlohmann::json::parse(result.out, nullptr, false);
   EXPECT_EQ(json["kernel"], "reference");
+}
+
+TEST(Cli, CheckReportsAsTableJsonAndJunit) {
+  const std::string junit = ::testing::TempDir() + "/tandem_check.xml";
+  const CliResult result =
+      RunCli({"check", "--short", "--op", "attention", "--json", "--junit", junit});
+  ASSERT_EQ(result.code, kExitOk) << result.err << result.out;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_GT(json["passed"].get<int>(), 0);
+  EXPECT_EQ(json["failed"].get<int>(), 0);
+  std::ifstream file(junit);
+  std::stringstream xml;
+  xml << file.rdbuf();
+  EXPECT_THAT(xml.str(), HasSubstr("<testsuite"));
+  const CliResult table = RunCli({"check", "--short", "--op", "attention"});
+  EXPECT_THAT(table.out, HasSubstr("reference"));
+}
+
+TEST(Cli, CheckRunsOneCaseByItsText) {
+  const CliResult result = RunCli(
+      {"check", "--kernel", "reference", "--case", "attention q_heads=4 kv_heads=2 kv_len=9"});
+  EXPECT_EQ(result.code, kExitOk) << result.err;
+  const CliResult bad = RunCli({"check", "--case", "attention q_haeds=4"});
+  EXPECT_EQ(bad.code, kExitUsage);
+  EXPECT_THAT(bad.err, HasSubstr("q_haeds"));
 }
 
 TEST(Cli, BadUsageExitsWith2AndSaysWhy) {

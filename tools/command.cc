@@ -53,6 +53,7 @@ int Main(int argc, const char* const* argv) {
       "TANDEM_POLICY_FILE and TANDEM_POLICY_<FIELD> override the options of every command.");
   Action action;
   AddDevices(app, action);
+  AddCheck(app, action);
   AddExplain(app, action);
   try {
     app.parse(argc, argv);
