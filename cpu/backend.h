@@ -15,8 +15,9 @@
 namespace tandem::cpu {
 
 struct CpuOptions {
-  int threads = 0;         // 0: one per core this process may run on
-  std::optional<Isa> isa;  // highest instruction set to use; default: all the processor has
+  int threads = 0;  // 0: one per core this process may run on
+  std::optional<Isa> isa =
+      std::nullopt;  // highest instruction set to use; default: all the processor has
   bool pin_threads = false;
 };
 
