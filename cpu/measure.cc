@@ -36,13 +36,15 @@ HWY_NOINLINE float SumFloats(const float* HWY_RESTRICT data, int64_t count) {
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)))) + tail;
 }
 
-// Returns the number of floating-point operations; *sink keeps the work alive.
+// Returns the number of floating-point operations; *sink keeps the work alive. The chains start
+// from different values: of equal ones the compiler would compute only one.
 HWY_NOINLINE double FmaChains(int64_t iterations, float* sink) {
   const hn::ScalableTag<float> d;
   const auto a = hn::Set(d, *sink);
   const auto b = hn::Set(d, 1e-9f);
-  auto c0 = a, c1 = a, c2 = a, c3 = a, c4 = a, c5 = a, c6 = a, c7 = a, c8 = a, c9 = a, c10 = a,
-       c11 = a;
+  auto c0 = a, c1 = hn::Add(c0, b), c2 = hn::Add(c1, b), c3 = hn::Add(c2, b), c4 = hn::Add(c3, b),
+       c5 = hn::Add(c4, b), c6 = hn::Add(c5, b), c7 = hn::Add(c6, b), c8 = hn::Add(c7, b),
+       c9 = hn::Add(c8, b), c10 = hn::Add(c9, b), c11 = hn::Add(c10, b);
   for (int64_t i = 0; i < iterations; ++i) {
     c0 = hn::MulAdd(c0, a, b);
     c1 = hn::MulAdd(c1, a, b);

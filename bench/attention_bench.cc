@@ -1,0 +1,224 @@
+// Attention on the CPU against the machine's limits, measured in the same process just before.
+//
+//   Decode   one query per sequence. GB_s: unique K + V bytes per second. read_GB_s: read bandwidth
+//            of a working set of that size. of_limit: the call's least possible time (the longer of
+//            bytes / read bandwidth and FLOPs / FMA rate) over its actual time; FLOPs are
+//            4 * Hq * keys * D, all done in f32.
+//            hot: one cache, read again and again; cold: caches in rotation, together beyond the
+//            last-level cache.
+//   Prefill  q_len = kv_len, causal. GFLOP_s counts the visible half. of_fma: over the FMA rate.
+//            of_sgemm: over oneDNN's f32 product of 512 x 2048 x 2048.
+//
+// One thread is timed by its processor time, so that a busy machine disturbs less; several threads
+// by the clock.
+//
+//   attention_bench --benchmark_filter='Decode/.*/f16/.*threads:1$'
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/ops/attention.h"
+#include "cpu/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/stream.h"
+#include "oneapi/dnnl/dnnl.hpp"
+
+namespace tandem::cpu {
+namespace {
+
+struct HeadShape {
+  const char* name;
+  int64_t q_heads, kv_heads, head_dim;
+};
+constexpr HeadShape kHeadShapes[] = {{"32/8x128", 32, 8, 128}, {"32/4x64", 32, 4, 64}};
+
+int AllThreads() { return DescribeCpu().cores; }
+
+// Tensors of one call, K and V in `copies` independent caches.
+class Problem {
+ public:
+  Problem(const HeadShape& shape, DType dtype, int64_t q_len, int64_t keys, int copies)
+      : allocator_(MakeHostAllocator()) {
+    const DType q_type = DType::kF32;
+    TensorView q = Make(q_type, {1, shape.q_heads, q_len, shape.head_dim});
+    TensorView out = Make(q_type, {1, shape.q_heads, q_len, shape.head_dim});
+    for (int i = 0; i < copies; ++i) {
+      AttentionArgs args;
+      args.q = q;
+      args.out = out;
+      args.k = Make(dtype, {1, shape.kv_heads, keys, shape.head_dim});
+      args.v = Make(dtype, {1, shape.kv_heads, keys, shape.head_dim});
+      calls_.push_back(args);
+    }
+  }
+  const std::vector<AttentionArgs>& calls() const { return calls_; }
+
+ private:
+  TensorView Make(DType dtype, const Shape& shape) {
+    const int64_t count = NumElements(shape).value();
+    buffers_.push_back(allocator_->Allocate(ByteOffset(dtype, count)).value());
+    std::mt19937 random(static_cast<uint32_t>(buffers_.size()));
+    std::vector<float> values(8191);  // a prime length, repeated
+    for (float& x : values) x = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);
+    DispatchFloat(dtype, [&]<typename T>() {
+      T* data = static_cast<T*>(buffers_.back()->data());
+      for (int64_t i = 0; i < count; ++i)
+        data[i] = FromFloat<T>(values[static_cast<size_t>(i % 8191)]);
+    });
+    return MakeView(buffers_.back()->data(), dtype, shape);
+  }
+  std::unique_ptr<Allocator> allocator_;
+  std::vector<std::shared_ptr<Buffer>> buffers_;
+  std::vector<AttentionArgs> calls_;
+};
+
+// The first kernel of the list that can do the call, with its workspace.
+class Runner {
+ public:
+  Runner(int threads, const AttentionArgs& args)
+      : stream_(std::make_shared<ThreadPool>(threads), DetectCpu()), context_{&stream_, nullptr} {
+    for (const Kernel<AttentionArgs>& kernel : Kernels<AttentionArgs>()) {
+      kernel_ = &kernel;
+      if (kernel.supports(context_, args).ok()) break;
+    }
+    bytes_ = kernel_->workspace_bytes(context_, args);
+    memory_ = allocator_->Allocate(bytes_).value();
+  }
+  bool Run(const AttentionArgs& args) {
+    Workspace workspace(memory_->data(), bytes_);
+    context_.workspace = &workspace;
+    return kernel_->run(context_, args).ok();
+  }
+  std::string name() const { return std::string(kernel_->name); }
+
+ private:
+  std::unique_ptr<Allocator> allocator_ = MakeHostAllocator();
+  CpuStream stream_;
+  KernelContext context_;
+  const Kernel<AttentionArgs>* kernel_ = nullptr;
+  int64_t bytes_ = 0;
+  std::shared_ptr<Buffer> memory_;
+};
+
+double FmaRate(int threads) {
+  static std::map<int, double> rates;
+  auto [it, fresh] = rates.try_emplace(threads, 0.0);
+  if (fresh) it->second = MeasureFmaRate(threads, DetectCpu().isa);
+  return it->second;
+}
+
+void Decode(benchmark::State& state, const HeadShape& shape, DType dtype, int64_t keys, bool cold,
+            int threads) {
+  const int64_t bytes = 2 * shape.kv_heads * keys * shape.head_dim * BlockBytes(dtype);
+  constexpr int64_t kColdBytes = int64_t{384} << 20;
+  const int copies = cold ? static_cast<int>(std::max<int64_t>(1, kColdBytes / bytes)) : 1;
+  const double bandwidth = MeasureReadBandwidth(threads, bytes * copies);
+  Problem problem(shape, dtype, 1, keys, copies);
+  Runner runner(threads, problem.calls()[0]);
+  size_t next = 0;
+  for (auto _ : state) {
+    if (!runner.Run(problem.calls()[next])) state.SkipWithError("run failed");
+    next = (next + 1) % problem.calls().size();
+  }
+  const double flops = 4.0 * static_cast<double>(shape.q_heads * keys * shape.head_dim);
+  const double least =
+      std::max(static_cast<double>(bytes) / bandwidth, flops / FmaRate(threads)) * 1e-9;
+  using benchmark::Counter;
+  state.SetLabel(runner.name());
+  state.counters["GB_s"] =
+      Counter(static_cast<double>(bytes) * 1e-9, Counter::kIsIterationInvariantRate);
+  state.counters["read_GB_s"] = bandwidth;
+  state.counters["of_read"] =
+      Counter(static_cast<double>(bytes) * 1e-9 / bandwidth, Counter::kIsIterationInvariantRate);
+  state.counters["of_limit"] = Counter(least, Counter::kIsIterationInvariantRate);
+}
+
+// oneDNN's f32 matrix product at the given thread count: each thread multiplies its own.
+double SgemmRate(int threads) {
+  static std::map<int, double> rates;
+  auto [it, fresh] = rates.try_emplace(threads, 0.0);
+  if (!fresh) return it->second;
+  constexpr int64_t kM = 512, kN = 2048, kK = 2048;
+  const std::vector<float> a(static_cast<size_t>(kM * kK), 0.5f),
+      b(static_cast<size_t>(kK * kN), 0.5f);
+  ThreadPool pool(threads);
+  std::vector<std::vector<float>> c(static_cast<size_t>(threads));
+  for (auto& x : c) x.resize(static_cast<size_t>(kM * kN));
+  for (int pass = 0; pass < 5; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.ParallelFor(threads, [&](int64_t i, int) {
+      dnnl::sgemm('N', 'N', kM, kN, kK, 1.0f, a.data(), kK, b.data(), kN, 0.0f,
+                  c[static_cast<size_t>(i)].data(), kN);
+    });
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    it->second = std::max(it->second, 2e-9 * kM * kN * kK * threads / seconds);
+  }
+  return it->second;
+}
+
+void Prefill(benchmark::State& state, const HeadShape& shape, DType dtype, int64_t length,
+             int threads) {
+  Problem problem(shape, dtype, length, length, 1);
+  Runner runner(threads, problem.calls()[0]);
+  for (auto _ : state) {
+    if (!runner.Run(problem.calls()[0])) state.SkipWithError("run failed");
+  }
+  const double pairs = 0.5 * static_cast<double>(length) * static_cast<double>(length + 1);
+  const double flops = 4.0 * static_cast<double>(shape.q_heads * shape.head_dim) * pairs;
+  using benchmark::Counter;
+  state.SetLabel(runner.name());
+  state.counters["GFLOP_s"] = Counter(flops * 1e-9, Counter::kIsIterationInvariantRate);
+  state.counters["of_fma"] =
+      Counter(flops * 1e-9 / FmaRate(threads), Counter::kIsIterationInvariantRate);
+  state.counters["of_sgemm"] =
+      Counter(flops * 1e-9 / SgemmRate(threads), Counter::kIsIterationInvariantRate);
+}
+
+template <typename Fn>
+void Register(const std::string& name, int threads, Fn fn) {
+  auto* registered =
+      benchmark::RegisterBenchmark((name + "/threads:" + std::to_string(threads)).c_str(), fn);
+  if (threads > 1) registered->UseRealTime();
+}
+
+void RegisterAll() {
+  std::vector<int> thread_counts = {1};
+  if (AllThreads() > 1) thread_counts.push_back(AllThreads());
+  for (int threads : thread_counts) {
+    for (const HeadShape& shape : kHeadShapes) {
+      for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+        const std::string suffix = "/" + std::string(shape.name) + "/" + std::string(Name(dtype));
+        for (bool cold : {false, true}) {
+          for (int64_t keys : {64, 256, 1024, 4096, 16384, 65536}) {
+            Register(
+                "Decode" + suffix + (cold ? "/cold" : "/hot") + "/keys:" + std::to_string(keys),
+                threads,
+                [=, &shape](benchmark::State& s) { Decode(s, shape, dtype, keys, cold, threads); });
+          }
+        }
+        for (int64_t length : {128, 512, 2048}) {
+          Register("Prefill" + suffix + "/length:" + std::to_string(length), threads,
+                   [=, &shape](benchmark::State& s) { Prefill(s, shape, dtype, length, threads); });
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+int main(int argc, char** argv) {
+  tandem::cpu::RegisterAll();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
