@@ -1,0 +1,35 @@
+// The pieces of a tiled matrix product that depend on the instruction set, as one table per Isa.
+//
+// A *panel* is kPanel columns of the f32 matrix B, [K][kPanel] row-major, columns beyond N zero. A
+// *tile* is [rows][kPanel] f32 sums. Both are contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "core/ops/matmul.h"
+#include "cpu/isa.h"
+#include "cpu/matmul_epilogue.h"
+
+namespace tandem::cpu {
+
+// Output features per panel: 4 AVX-512 registers, which with 6 rows of A make the 24 accumulators
+// that keep two FMA units busy.
+inline constexpr int64_t kPanel = 64;
+
+struct PanelOps {
+  // rows m0.. of a (batch offset in elements) to dense f32 rows of K.
+  void (*widen_rows)(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
+                     float* to);
+  // Panel of output features n0.. of b: widened or dequantised, transposed.
+  void (*expand_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
+                       float* panel);
+  // tile = a * panel, a dense [rows][k].
+  void (*multiply)(const float* a, const float* panel, int64_t rows, int64_t k, float* tile);
+  // The epilogue: out[z, m0.., n0..] from a tile, which is overwritten.
+  void (*finish_tile)(const MatMulArgs& args, const MatMulOperands& operands, int64_t z, int64_t m0,
+                      int64_t rows, int64_t n0, int64_t columns, float* tile);
+};
+
+const PanelOps& PanelOpsFor(Isa isa);
+
+}  // namespace tandem::cpu

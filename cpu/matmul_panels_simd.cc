@@ -1,0 +1,199 @@
+// Panels and tiles of the tiled matrix product (matmul_tiled.h), for each instruction set.
+//
+// Expanding: kLanes weight rows at a time, kChunk elements of K at a time: the rows are widened (or
+// dequantised) into a buffer in L1 and transposed from there. Transposition: each vector gathers
+// one 128-bit piece from kLanes / 4 rows, and two levels of 32- and 64-bit interleaving transpose
+// the 4 x 4 pieces: half the shuffles of a transposition that works on whole rows.
+//
+// Multiplying: the usual register-blocked outer product. kRows x kVectors accumulators stay in
+// registers while K is walked once; per step kVectors loads of the panel and kRows broadcasts of a.
+// The panel (K * 256 bytes) is read from L2 once per kRows rows, the rows of a from L1.
+//
+// Order of the sums: k ascending in one accumulator per output, whatever the tile.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/matmul_panels_simd.cc"
+// clang-format off
+#include "cpu/simd_targets.h"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+// clang-format on
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/matmul_panels.h"
+#include "cpu/matmul_simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::cpu::HWY_NAMESPACE {
+
+constexpr int64_t kChunk = 128;  // elements of K per pass; kLanes rows of it (8 KiB) stay in L1
+static_assert(kMaxTileColumns == kPanel);
+
+void WidenRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
+               float* to) {
+  for (int64_t i = 0; i < rows; ++i) {
+    WidenViewRow(a, offset + a.stride(-2) * (m0 + i), a.stride(-1), k, to + i * k);
+  }
+}
+
+// panel[k][j] = rows[j][k] for kLanes rows, kChunk floats apart.
+HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
+                              float* HWY_RESTRICT panel) {
+  int64_t k = 0;
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  const FloatTag d;
+  const hn::Repartition<double, FloatTag> d64;
+  for (; k + 4 <= count; k += 4) {
+    FloatVector piece[4];
+    for (int r = 0; r < 4; ++r) {
+      // Rows r, r + 4, r + 8, ...: after transposing within 128 bits, lane order is row order.
+      const float* from = rows + r * kChunk + k;
+#if HWY_TARGET == HWY_AVX3
+      __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from));
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 4 * kChunk), 1);
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 8 * kChunk), 2);
+      piece[r] = FloatVector{_mm512_insertf32x4(v, _mm_loadu_ps(from + 12 * kChunk), 3)};
+#else
+      piece[r] = FloatVector{_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)),
+                                                  _mm_loadu_ps(from + 4 * kChunk), 1)};
+#endif
+    }
+    const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, piece[0], piece[1]));
+    const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, piece[2], piece[3]));
+    const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, piece[0], piece[1]));
+    const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, piece[2], piece[3]));
+    float* to = panel + k * kPanel;
+    StoreFloats(hn::BitCast(d, hn::InterleaveLower(d64, low01, low23)), to);
+    StoreFloats(hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23)), to + kPanel);
+    StoreFloats(hn::BitCast(d, hn::InterleaveLower(d64, high01, high23)), to + 2 * kPanel);
+    StoreFloats(hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)), to + 3 * kPanel);
+  }
+#endif
+  for (; k < count; ++k) {
+    for (int64_t j = 0; j < kLanes; ++j) panel[k * kPanel + j] = rows[j * kChunk + k];
+  }
+}
+
+// Rows contiguous along K: `row` elements (blocks) apart from `b`.
+template <typename T>
+void ExpandRows(const T* b, int64_t row, int64_t columns, int64_t k, float* panel) {
+  constexpr int64_t kBlock = std::is_same_v<T, BlockQ8_0> || std::is_same_v<T, BlockQ4_0> ? 32 : 1;
+  HWY_ALIGN float buffer[kLanes * kChunk];
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    const int64_t present = std::clamp<int64_t>(columns - j, 0, kLanes);
+    if (present < kLanes) std::fill(buffer, buffer + kLanes * kChunk, 0.0f);
+    for (int64_t begin = 0; begin < k; begin += kChunk) {
+      const int64_t count = std::min(kChunk, k - begin);
+      for (int64_t r = 0; r < present; ++r) {
+        WidenRow(b + (j + r) * row + begin / kBlock, count, buffer + r * kChunk);
+      }
+      TransposeRows(buffer, count, panel + begin * kPanel + j);
+    }
+  }
+}
+
+void ExpandPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
+                 float* panel) {
+  const int64_t row = b.stride(-2), step = b.stride(-1);
+  if (b.dtype == DType::kQ8_0) {
+    return ExpandRows(b.As<BlockQ8_0>() + (offset + n0 * row) / BlockQ8_0::kLength,
+                      row / BlockQ8_0::kLength, columns, k, panel);
+  }
+  if (b.dtype == DType::kQ4_0) {
+    return ExpandRows(b.As<BlockQ4_0>() + (offset + n0 * row) / BlockQ4_0::kLength,
+                      row / BlockQ4_0::kLength, columns, k, panel);
+  }
+  if (step == 1) {
+    return DispatchFloat(b.dtype, [&]<typename T>() HWY_ATTR {
+      ExpandRows(b.As<T>() + offset + n0 * row, row, columns, k, panel);
+    });
+  }
+  // [K, N] memory (row == 1) and anything else: already in the panel's order.
+  for (int64_t i = 0; i < k; ++i) {
+    float* to = panel + i * kPanel;
+    WidenViewRow(b, offset + n0 * row + i * step, row, columns, to);
+    std::fill(to + columns, to + kPanel, 0.0f);
+  }
+}
+
+template <int kRows, int kVectors>
+HWY_INLINE void MultiplyBlock(const float* HWY_RESTRICT a, const float* HWY_RESTRICT panel,
+                              int64_t k, float* HWY_RESTRICT tile) {
+  const FloatTag d;
+  FloatVector sum[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    FloatVector column[kVectors];
+    for (int v = 0; v < kVectors; ++v) column[v] = LoadFloats(panel + i * kPanel + v * kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const auto x = hn::Set(d, a[r * k + i]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(x, column[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) StoreFloats(sum[r][v], tile + r * kPanel + v * kLanes);
+  }
+}
+
+// A group of columns (as many as the registers take) of one block of rows.
+template <int kRows>
+void MultiplyRows(const float* a, const float* panel, int64_t k, float* tile) {
+  // 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2.
+  constexpr int kVectors = kLanes >= 16 ? 4 : 2;
+  for (int64_t j = 0; j < kPanel; j += kVectors * kLanes) {
+    MultiplyBlock<kRows, kVectors>(a, panel + j, k, tile + j);
+  }
+}
+
+void Multiply(const float* a, const float* panel, int64_t rows, int64_t k, float* tile) {
+  int64_t i = 0;
+  for (; i + 6 <= rows; i += 6) MultiplyRows<6>(a + i * k, panel, k, tile + i * kPanel);
+  switch (rows - i) {
+    case 5:
+      return MultiplyRows<5>(a + i * k, panel, k, tile + i * kPanel);
+    case 4:
+      return MultiplyRows<4>(a + i * k, panel, k, tile + i * kPanel);
+    case 3:
+      return MultiplyRows<3>(a + i * k, panel, k, tile + i * kPanel);
+    case 2:
+      return MultiplyRows<2>(a + i * k, panel, k, tile + i * kPanel);
+    case 1:
+      return MultiplyRows<1>(a + i * k, panel, k, tile + i * kPanel);
+    default:
+      return;
+  }
+}
+
+void FinishPanelTile(const MatMulArgs& args, const MatMulOperands& operands, int64_t z, int64_t m0,
+                     int64_t rows, int64_t n0, int64_t columns, float* tile) {
+  FinishTile(args, operands, z, m0, rows, n0, columns, tile, kPanel);
+}
+
+}  // namespace tandem::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+namespace tandem::cpu {
+
+const PanelOps& PanelOpsFor(Isa isa) {
+  static constexpr PanelOps avx512 = {N_AVX3::WidenRows, N_AVX3::ExpandPanel, N_AVX3::Multiply,
+                                      N_AVX3::FinishPanelTile};
+  static constexpr PanelOps avx2 = {N_AVX2::WidenRows, N_AVX2::ExpandPanel, N_AVX2::Multiply,
+                                    N_AVX2::FinishPanelTile};
+  static constexpr PanelOps scalar = {TANDEM_N_SCALAR::WidenRows, TANDEM_N_SCALAR::ExpandPanel,
+                                      TANDEM_N_SCALAR::Multiply, TANDEM_N_SCALAR::FinishPanelTile};
+  switch (isa) {
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kAvx2:
+      return avx2;
+    default:
+      return scalar;
+  }
+}
+
+}  // namespace tandem::cpu
+#endif  // HWY_ONCE
