@@ -8,6 +8,7 @@
 namespace tandem::cpu {
 
 Kernel<MatMulArgs> GemvMatMul(Isa isa);
+Kernel<MatMulArgs> GemmMatMul(Isa isa);
 Kernel<MatMulArgs> ReferenceMatMul();
 
 }  // namespace tandem::cpu
