@@ -26,7 +26,10 @@ struct Placement {
 Placement Place(DType dtype, const Shape& shape, Layout layout, Role role) {
   const int rank = shape.rank;
   const int64_t block = BlockLength(dtype);
-  if (block > 1 && (layout == Layout::kSpread || (layout == Layout::kTransposed && rank == 2))) {
+  const bool moves_last = layout == Layout::kSpread ||
+                          (layout == Layout::kTransposed && rank == 2) ||
+                          (layout == Layout::kBroadcast && rank == 1);
+  if (block > 1 && moves_last) {
     layout = Layout::kPadded;
   }
   if (layout == Layout::kTransposed && rank < 2) layout = Layout::kPadded;

@@ -20,6 +20,9 @@ std::string IndexText(const Shape& shape, int64_t i) {
   return text;
 }
 
+// The sign of a NaN says nothing.
+std::string Number(double x) { return std::isnan(x) ? "nan" : absl::StrFormat("%.9g", x); }
+
 std::string CompareBytes(const Expectation& expectation, const TensorView& got) {
   const int64_t block = BlockLength(got.dtype);
   const auto width = static_cast<size_t>(BlockBytes(got.dtype));
@@ -89,14 +92,15 @@ std::string Compare(const Expectation& expectation, const TensorView& got, Outco
   const double relative_l2 = squares > 0.0 ? std::sqrt(error_squares / squares) : 0.0;
   outcome.relative_l2 = std::max(outcome.relative_l2, relative_l2);
   if (worst > 1.0) {
-    return absl::StrFormat("%s%s: got %.9g, expected %.9g, allowed error %.3g", expectation.operand,
-                           IndexText(got.shape, static_cast<int64_t>(worst_at)), values[worst_at],
-                           expectation.expected[worst_at],
-                           expectation.allowed[expectation.allowed.size() == 1 ? 0 : worst_at]);
+    return absl::StrCat(
+        expectation.operand, IndexText(got.shape, static_cast<int64_t>(worst_at)), ": got ",
+        Number(values[worst_at]), ", expected ", Number(expectation.expected[worst_at]),
+        ", allowed error ",
+        Number(expectation.allowed[expectation.allowed.size() == 1 ? 0 : worst_at]));
   }
   if (relative_l2 > expectation.max_relative_l2) {
-    return absl::StrFormat("%s: relative L2 error %.3g, allowed %.3g", expectation.operand,
-                           relative_l2, expectation.max_relative_l2);
+    return absl::StrCat(expectation.operand, ": relative L2 error ", Number(relative_l2),
+                        ", allowed ", Number(expectation.max_relative_l2));
   }
   return "";
 }
