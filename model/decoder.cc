@@ -1,0 +1,360 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/status.h"
+#include "dispatch/ops.h"
+
+namespace tandem {
+namespace {
+
+// [S, heads * dim] as [1, heads, S, dim].
+TensorView Heads(const TensorView& view, int64_t heads) {
+  const TensorView split = SplitDim(view, 1, heads, view.dim(1) / heads);  // [S, heads, dim]
+  TensorView result = Transpose(split, 0, 1);
+  result.shape = {1, heads, view.dim(0), view.dim(1) / heads};
+  result.strides = {heads * split.strides[1], split.strides[1], split.strides[0], split.strides[2]};
+  return result;
+}
+
+TensorView Rows(const Tensor& tensor, int64_t begin, int64_t count) {
+  return Slice(tensor.view(), 0, begin, count);
+}
+
+absl::Status Normalise(Context& context, const TensorView& x, const TensorView& weight, float eps,
+                       const TensorView& out) {
+  RmsNormArgs args;
+  args.x = x;
+  args.weight = weight;
+  args.out = out;
+  args.eps = eps;
+  return RmsNormInto(context, args);
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const Model>> Model::Open(Context& context, const std::string& path,
+                                                         const ModelOptions& options) {
+  TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<const GgufFile> file, GgufFile::Open(path));
+  return Load(context, std::move(file), options);
+}
+
+absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
+                                                         std::shared_ptr<const GgufFile> file,
+                                                         const ModelOptions& options) {
+  std::shared_ptr<Model> model(new Model());
+  model->file_ = std::move(file);
+  TANDEM_ASSIGN_OR_RETURN(model->config_, DecoderConfig::Load(*model->file_));
+  TANDEM_ASSIGN_OR_RETURN(model->weights_, DecoderWeights::Load(*model->file_, model->config_));
+
+  const bool pack = options.pack_weights;
+  const DecoderWeights& weights = model->weights_;
+  model->layers_.resize(weights.layers.size());
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    const LayerWeights& from = weights.layers[i];
+    Layer& to = model->layers_[i];
+    for (const auto& [view, matrix] :
+         {std::pair(&from.q, &to.q), std::pair(&from.k, &to.k), std::pair(&from.v, &to.v),
+          std::pair(&from.attn_output, &to.attn_output), std::pair(&from.gate, &to.gate),
+          std::pair(&from.up, &to.up), std::pair(&from.down, &to.down)}) {
+      TANDEM_RETURN_IF_ERROR(model->Prepare(context, *view, pack, *matrix));
+    }
+  }
+  // The output matrix multiplies one row, or few: packing would not pay.
+  TANDEM_RETURN_IF_ERROR(model->Prepare(context, weights.output, false, model->output_));
+
+  const DecoderConfig::Rope& rope = model->config_.rope;
+  TANDEM_ASSIGN_OR_RETURN(const RopeFrequencies frequencies,
+                          RopeInverseFrequencies(rope.rotary_dim, rope.base, rope.scaling));
+  TANDEM_ASSIGN_OR_RETURN(model->inv_freq_,
+                          Tensor::Allocate(context.host_allocator(), DType::kF32,
+                                           {static_cast<int64_t>(frequencies.inv_freq.size())}));
+  std::copy(frequencies.inv_freq.begin(), frequencies.inv_freq.end(), model->inv_freq_.As<float>());
+  model->rope_magnitude_ = frequencies.magnitude;
+  return std::shared_ptr<const Model>(std::move(model));
+}
+
+absl::Status Model::Prepare(Context& context, const TensorView& view, bool pack, Matrix& matrix) {
+  matrix.view = view;
+  if (!pack) return absl::OkStatus();
+  auto packed = PackWeights(context, view);
+  if (absl::IsUnimplemented(packed.status())) return absl::OkStatus();
+  if (!packed.ok()) return packed.status();
+  matrix.packed = *std::move(packed);
+  packed_bytes_ += matrix.packed->bytes();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Session>> Session::Create(Context& context,
+                                                         std::shared_ptr<const Model> model,
+                                                         const SessionOptions& options) {
+  if (model == nullptr) return InvalidArgument("model: expected a model, got null");
+  constexpr int64_t kMaxCapacity = int64_t{1} << 30;
+  if (options.capacity < 0 || options.capacity > kMaxCapacity) {
+    return InvalidArgument("capacity: expected 0..", kMaxCapacity, " tokens, got ",
+                           options.capacity);
+  }
+  if (options.ubatch < 1) return InvalidArgument("ubatch: expected >= 1, got ", options.ubatch);
+  if (!IsFloat(options.kv_dtype)) {
+    return InvalidArgument("kv_dtype: expected f32, f16 or bf16, got ",
+                           std::string(Name(options.kv_dtype)));
+  }
+  std::unique_ptr<Session> session(new Session(context, std::move(model)));
+  session->capacity_ = options.capacity != 0 ? options.capacity
+                                             : std::min(session->model_->config().context,
+                                                        SessionOptions::kDefaultCapacity);
+  session->ubatch_ = std::min(options.ubatch, session->capacity_);
+  TANDEM_RETURN_IF_ERROR(session->Allocate(options.kv_dtype));
+  return session;
+}
+
+absl::Status Session::Allocate(DType kv_dtype) {
+  const DecoderConfig& c = model_->config();
+  Allocator& allocator = context_.host_allocator();
+  for (int64_t i = 0; i < c.layers; ++i) {
+    TANDEM_ASSIGN_OR_RETURN(
+        KvCache cache,
+        KvCache::Create(allocator, {1, c.kv_heads, capacity_, c.head_dim, c.v_head_dim, kv_dtype}));
+    bytes_ += cache.bytes();
+    caches_.push_back(std::move(cache));
+  }
+  const struct {
+    Tensor& tensor;
+    DType dtype;
+    Shape shape;
+  } buffers[] = {
+      {ids_, DType::kI32, {ubatch_}},
+      {positions_, DType::kI32, {ubatch_}},
+      {x_, DType::kF32, {ubatch_, c.hidden}},
+      {h_, DType::kF32, {ubatch_, c.hidden}},
+      {q_, DType::kF32, {ubatch_, c.q_dim()}},
+      {k_, DType::kF32, {ubatch_, c.k_dim()}},
+      {v_, DType::kF32, {ubatch_, c.v_dim()}},
+      {attention_, DType::kF32, {ubatch_, c.attention_dim()}},
+      {gate_, DType::kF32, {ubatch_, c.ffn}},
+      {up_, DType::kF32, {ubatch_, c.ffn}},
+      {logits_, DType::kF32, {1, c.vocabulary}},
+  };
+  for (const auto& buffer : buffers) {
+    TANDEM_ASSIGN_OR_RETURN(buffer.tensor, Tensor::Allocate(allocator, buffer.dtype, buffer.shape));
+    bytes_ += buffer.tensor.buffer()->bytes();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Session::CheckTokens(std::span<const int32_t> tokens) const {
+  if (tokens.empty()) return InvalidArgument("tokens: expected at least one");
+  const int64_t vocabulary = model_->config().vocabulary;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= vocabulary) {
+      return InvalidArgument("tokens[", i, "]: expected an id in 0..", vocabulary - 1, ", got ",
+                             tokens[i]);
+    }
+  }
+  if (static_cast<int64_t>(tokens.size()) > capacity_ - position_) {
+    return InvalidArgument("tokens: expected at most ", capacity_ - position_,
+                           " (what is left of the session's capacity of ", capacity_, "), got ",
+                           tokens.size());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Session::Feed(std::span<const int32_t> tokens) {
+  TANDEM_RETURN_IF_ERROR(CheckTokens(tokens));
+  return Run(tokens, 0, {});
+}
+
+absl::StatusOr<TensorView> Session::Forward(std::span<const int32_t> tokens) {
+  TANDEM_RETURN_IF_ERROR(CheckTokens(tokens));
+  TANDEM_RETURN_IF_ERROR(Run(tokens, 1, logits_));
+  return logits_.view();
+}
+
+absl::Status Session::ForwardAll(std::span<const int32_t> tokens, const TensorView& logits) {
+  TANDEM_RETURN_IF_ERROR(CheckTokens(tokens));
+  const auto count = static_cast<int64_t>(tokens.size());
+  TANDEM_RETURN_IF_ERROR(ValidateOutput("logits", logits, 2));
+  TANDEM_RETURN_IF_ERROR(CheckDType("logits", logits, DType::kF32));
+  TANDEM_RETURN_IF_ERROR(CheckDim("logits", logits, 0, "tokens", count));
+  TANDEM_RETURN_IF_ERROR(CheckDim("logits", logits, 1, "vocabulary", model_->config().vocabulary));
+  return Run(tokens, count, logits);
+}
+
+absl::Status Session::Truncate(int64_t length) {
+  if (length < 0 || length > position_) {
+    return InvalidArgument("length: expected 0..", position_, ", got ", length);
+  }
+  for (KvCache& cache : caches_) TANDEM_RETURN_IF_ERROR(cache.Truncate(length));
+  position_ = length;
+  return absl::OkStatus();
+}
+
+absl::Status Session::Run(std::span<const int32_t> tokens, int64_t rows, const TensorView& logits) {
+  const int64_t before = position_;
+  const auto count = static_cast<int64_t>(tokens.size());
+  for (int64_t begin = 0; begin < count; begin += ubatch_) {
+    const int64_t chunk = std::min(ubatch_, count - begin);
+    // Of the last `rows` tokens, those in this chunk.
+    const int64_t first_row = std::max(begin, count - rows);
+    const int64_t chunk_rows = std::max<int64_t>(begin + chunk - first_row, 0);
+    const TensorView chunk_logits =
+        chunk_rows > 0 ? Slice(logits, 0, first_row - (count - rows), chunk_rows) : TensorView();
+    absl::Status status =
+        RunChunk(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(chunk)), chunk_rows,
+                 chunk_logits);
+    if (!status.ok()) {
+      for (KvCache& cache : caches_) {
+        status.Update(cache.Truncate(std::min(before, cache.length())));
+      }
+      position_ = before;
+      return status;
+    }
+    position_ += chunk;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Session::RunChunk(std::span<const int32_t> tokens, int64_t rows,
+                               const TensorView& logits) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  std::copy(tokens.begin(), tokens.end(), ids_.As<int32_t>());
+  for (int64_t i = 0; i < count; ++i) {
+    positions_.As<int32_t>()[i] = static_cast<int32_t>(position_ + i);
+  }
+  EmbeddingArgs embedding;
+  embedding.table = model_->weights().embedding;
+  embedding.ids = Rows(ids_, 0, count);
+  embedding.out = Rows(x_, 0, count);
+  TANDEM_RETURN_IF_ERROR(EmbeddingInto(context_, embedding));
+
+  // Behind the last layer's cache only the rows whose logits are wanted matter.
+  const size_t layers = model_->layers_.size();
+  for (size_t i = 0; i < layers; ++i) {
+    TANDEM_RETURN_IF_ERROR(RunLayer(i, count, i + 1 < layers ? count : rows));
+  }
+  if (rows == 0) return absl::OkStatus();
+  const TensorView normalised = Rows(h_, 0, rows);
+  TANDEM_RETURN_IF_ERROR(Normalise(context_, Rows(x_, count - rows, rows),
+                                   model_->weights().output_norm, model_->config().rms_eps,
+                                   normalised));
+  MatMulArgs output;
+  output.a = normalised;
+  output.b = model_->output_.view;
+  output.b_packed = model_->output_.packed.get();
+  output.out = logits;
+  return MatMulInto(context_, output);
+}
+
+absl::Status Session::RunLayer(size_t index, int64_t tokens, int64_t keep) {
+  TANDEM_RETURN_IF_ERROR(RunAttention(index, tokens, keep));
+  if (keep == 0) return absl::OkStatus();
+  return RunFeedForward(index, Rows(x_, tokens - keep, keep));
+}
+
+// Keys and values of all tokens go to the cache; queries, and what follows from them, are computed
+// for the last `keep`.
+absl::Status Session::RunAttention(size_t index, int64_t tokens, int64_t keep) {
+  const DecoderConfig& c = model_->config();
+  const LayerWeights& w = model_->weights().layers[index];
+  const Model::Layer& m = model_->layers_[index];
+  KvCache& cache = caches_[index];
+
+  const TensorView h = Rows(h_, 0, tokens);
+  TANDEM_RETURN_IF_ERROR(Normalise(context_, Rows(x_, 0, tokens), w.attn_norm, c.rms_eps, h));
+  const auto project = [&](const TensorView& a, const Model::Matrix& matrix, const TensorView& bias,
+                           const TensorView& out) {
+    MatMulArgs args;
+    args.a = a;
+    args.b = matrix.view;
+    args.b_packed = matrix.packed.get();
+    args.bias = bias;
+    args.out = out;
+    return MatMulInto(context_, args);
+  };
+  // Normalises every head if the model does, then rotates it, in place.
+  const auto finish_heads = [&](const TensorView& x, int64_t heads, const TensorView& norm,
+                                const TensorView& positions) -> absl::Status {
+    if (norm.present()) {
+      const TensorView split = SplitDim(x, 1, heads, c.head_dim);
+      TANDEM_RETURN_IF_ERROR(Normalise(context_, split, norm, c.rms_eps, split));
+    }
+    RopeArgs args;
+    args.x = Heads(x, heads);
+    args.out = args.x;
+    args.positions = positions;
+    args.inv_freq = model_->inv_freq_;
+    args.pairing = c.rope.pairing;
+    args.magnitude = model_->rope_magnitude_;
+    return RopeInto(context_, args);
+  };
+
+  const TensorView k = Rows(k_, 0, tokens), v = Rows(v_, 0, tokens);
+  TANDEM_RETURN_IF_ERROR(project(h, m.k, w.k_bias, k));
+  TANDEM_RETURN_IF_ERROR(project(h, m.v, w.v_bias, v));
+  TANDEM_RETURN_IF_ERROR(finish_heads(k, c.kv_heads, w.k_norm, Rows(positions_, 0, tokens)));
+  KvAppendArgs append;
+  append.k = Heads(k, c.kv_heads);
+  append.v = Heads(v, c.kv_heads);
+  append.k_cache = cache.k();
+  append.v_cache = cache.v();
+  append.position = cache.length();
+  TANDEM_RETURN_IF_ERROR(KvAppendInto(context_, append));
+  TANDEM_RETURN_IF_ERROR(cache.Advance(tokens));
+  if (keep == 0) return absl::OkStatus();
+
+  const int64_t first = tokens - keep;
+  const TensorView q = Rows(q_, 0, keep);
+  TANDEM_RETURN_IF_ERROR(project(Slice(h, 0, first, keep), m.q, w.q_bias, q));
+  TANDEM_RETURN_IF_ERROR(finish_heads(q, c.heads, w.q_norm, Rows(positions_, first, keep)));
+  const TensorView attended = Rows(attention_, 0, keep);
+  AttentionArgs attention;
+  attention.q = Heads(q, c.heads);
+  attention.k = cache.Keys();
+  attention.v = cache.Values();
+  attention.out = Heads(attended, c.heads);
+  TANDEM_RETURN_IF_ERROR(AttentionInto(context_, attention));
+
+  MatMulArgs output;
+  output.a = attended;
+  output.b = m.attn_output.view;
+  output.b_packed = m.attn_output.packed.get();
+  output.addend = Rows(x_, first, keep);
+  output.out = output.addend;
+  return MatMulInto(context_, output);
+}
+
+absl::Status Session::RunFeedForward(size_t index, const TensorView& x) {
+  const DecoderConfig& c = model_->config();
+  const Model::Layer& m = model_->layers_[index];
+  const TensorView h = Rows(h_, 0, x.dim(0));
+  TANDEM_RETURN_IF_ERROR(
+      Normalise(context_, x, model_->weights().layers[index].ffn_norm, c.rms_eps, h));
+
+  const TensorView gate = Rows(gate_, 0, x.dim(0)), up = Rows(up_, 0, x.dim(0));
+  MatMulArgs product;
+  product.a = h;
+  product.b = m.gate.view;
+  product.b_packed = m.gate.packed.get();
+  product.out = gate;
+  TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
+  product.b = m.up.view;
+  product.b_packed = m.up.packed.get();
+  product.out = up;
+  TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
+  SiluMulArgs activation;
+  activation.gate = gate;
+  activation.up = up;
+  activation.out = gate;
+  TANDEM_RETURN_IF_ERROR(SiluMulInto(context_, activation));
+
+  MatMulArgs down;
+  down.a = gate;
+  down.b = m.down.view;
+  down.b_packed = m.down.packed.get();
+  down.addend = x;
+  down.out = x;
+  return MatMulInto(context_, down);
+}
+
+}  // namespace tandem

@@ -1,0 +1,147 @@
+// Forward pass of a decoder-only transformer (llama, qwen2, qwen3) over Tandem's public ops.
+//
+// Per token, with x [hidden] the residual stream (f32) and W the matrices of weights.h:
+//   x  = embedding[token]
+//   each layer
+//     h  = rms_norm(x)
+//     q, k, v = Wq h + bq, Wk h + bk, Wv h + bv     biases if the file has them
+//     q, k = rms_norm of every head                 if the file has their norms (qwen3)
+//     q, k = rope(q), rope(k)
+//     k, v are appended to the layer's cache
+//     x += Wo attention(q, K, V)                    causal, query heads grouped on kv heads
+//     h  = rms_norm(x)
+//     x += Wdown (silu(Wgate h) * Wup h)
+//   logits = Woutput rms_norm(x)
+//
+// A Model holds what does not change: the mapped weights (and, if asked for, packed copies). A
+// Session holds one sequence: its key/value caches and activation buffers, all allocated when it is
+// created; forwarding allocates nothing further once the context's workspace has grown. Prompts run
+// in chunks of `ubatch` tokens. Heads are strided views of [tokens, heads * head_dim]: nothing is
+// transposed or copied.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/kv_cache.h"
+#include "core/ops/matmul.h"
+#include "core/tensor.h"
+#include "dispatch/context.h"
+#include "model/config.h"
+#include "model/gguf.h"
+#include "model/weights.h"
+
+namespace tandem {
+
+struct ModelOptions {
+  // Also keeps every matrix in the layout that its device multiplies fastest by many tokens at
+  // once: faster prompts for a second copy of the weights in memory. Types that are multiplied from
+  // their stored form (Q8_0, Q4_0) are left as they are.
+  bool pack_weights = false;
+};
+
+class Model {
+ public:
+  static absl::StatusOr<std::shared_ptr<const Model>> Load(Context& context,
+                                                           std::shared_ptr<const GgufFile> file,
+                                                           const ModelOptions& options = {});
+  static absl::StatusOr<std::shared_ptr<const Model>> Open(Context& context,
+                                                           const std::string& path,
+                                                           const ModelOptions& options = {});
+
+  const std::shared_ptr<const GgufFile>& file() const { return file_; }
+  const DecoderConfig& config() const { return config_; }
+  const DecoderWeights& weights() const { return weights_; }
+  int64_t packed_bytes() const { return packed_bytes_; }
+
+ private:
+  friend class Session;
+
+  // A weight matrix [N, K], and the same packed if options and type allow.
+  struct Matrix {
+    TensorView view;
+    std::unique_ptr<PackedWeights> packed;
+  };
+  struct Layer {
+    Matrix q, k, v, attn_output, gate, up, down;
+  };
+
+  Model() = default;
+  absl::Status Prepare(Context& context, const TensorView& view, bool pack, Matrix& matrix);
+
+  std::shared_ptr<const GgufFile> file_;
+  DecoderConfig config_;
+  DecoderWeights weights_;
+  std::vector<Layer> layers_;
+  Matrix output_;
+  Tensor inv_freq_;
+  float rope_magnitude_ = 1.0f;
+  int64_t packed_bytes_ = 0;
+};
+
+struct SessionOptions {
+  int64_t capacity = 0;          // tokens of context; 0: the model's, at most kDefaultCapacity
+  DType kv_dtype = DType::kF16;  // f32, f16 or bf16
+  int64_t ubatch = 512;          // most tokens computed at once
+  static constexpr int64_t kDefaultCapacity = 4096;
+};
+
+class Session {
+ public:
+  // InvalidArgument for a bad capacity, type or ubatch; ResourceExhausted when out of memory. The
+  // context must outlive the session; one thread at a time may use either.
+  static absl::StatusOr<std::unique_ptr<Session>> Create(Context& context,
+                                                         std::shared_ptr<const Model> model,
+                                                         const SessionOptions& options = {});
+
+  const Model& model() const { return *model_; }
+  Context& context() const { return context_; }
+  int64_t position() const { return position_; }  // tokens so far
+  int64_t capacity() const { return capacity_; }
+  int64_t ubatch() const { return ubatch_; }
+  // Bytes of caches and activations.
+  int64_t bytes() const { return bytes_; }
+
+  // Appends tokens to the sequence. InvalidArgument, leaving the session as it was, if there are
+  // none, if an id is not in the vocabulary, or if they exceed the capacity. After any other error
+  // the sequence is as before the call as well.
+  absl::Status Feed(std::span<const int32_t> tokens);
+  // And returns the logits [1, vocabulary] that follow the last one, f32, valid until the next
+  // call.
+  absl::StatusOr<TensorView> Forward(std::span<const int32_t> tokens);
+  // And writes the logits that follow each one to `logits` [tokens, vocabulary], f32.
+  absl::Status ForwardAll(std::span<const int32_t> tokens, const TensorView& logits);
+
+  // Forgets everything from position `length` on. InvalidArgument unless 0 <= length <=
+  // position().
+  absl::Status Truncate(int64_t length);
+
+ private:
+  Session(Context& context, std::shared_ptr<const Model> model)
+      : context_(context), model_(std::move(model)) {}
+
+  absl::Status Allocate(DType kv_dtype);
+  absl::Status CheckTokens(std::span<const int32_t> tokens) const;
+  // Runs checked tokens; the logits of the last `rows` of them go to `logits` [rows, vocabulary].
+  absl::Status Run(std::span<const int32_t> tokens, int64_t rows, const TensorView& logits);
+  absl::Status RunChunk(std::span<const int32_t> tokens, int64_t rows, const TensorView& logits);
+  absl::Status RunLayer(size_t index, int64_t tokens, int64_t keep);
+  absl::Status RunAttention(size_t index, int64_t tokens, int64_t keep);
+  absl::Status RunFeedForward(size_t index, const TensorView& x);
+
+  Context& context_;
+  std::shared_ptr<const Model> model_;
+  int64_t capacity_ = 0;
+  int64_t ubatch_ = 0;
+  int64_t position_ = 0;
+  int64_t bytes_ = 0;
+  std::vector<KvCache> caches_;
+
+  // Activations, [ubatch, ...]; x_ is the residual stream, h_ its normalised form.
+  Tensor ids_, positions_, x_, h_, q_, k_, v_, attention_, gate_, up_, logits_;
+};
+
+}  // namespace tandem
