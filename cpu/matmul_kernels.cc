@@ -8,10 +8,10 @@ namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 7> kernels = {
-      GemvMatMul(Isa::kAvx512), GemvMatMul(Isa::kAvx2), GemvMatMul(Isa::kScalar),
-      GemmMatMul(Isa::kAvx512), GemmMatMul(Isa::kAvx2), GemmMatMul(Isa::kScalar),
-      ReferenceMatMul(),
+  static const std::array<Kernel<MatMulArgs>, 9> kernels = {
+      GemvMatMul(Isa::kAvx512), GemvMatMul(Isa::kAvx2),   GemvMatMul(Isa::kScalar),
+      OneDnnPackedMatMul(),     OneDnnExpandMatMul(),     GemmMatMul(Isa::kAvx512),
+      GemmMatMul(Isa::kAvx2),   GemmMatMul(Isa::kScalar), ReferenceMatMul(),
   };
   return kernels;
 }

@@ -8,6 +8,8 @@
 namespace tandem::cpu {
 
 Kernel<MatMulArgs> GemvMatMul(Isa isa);
+Kernel<MatMulArgs> OneDnnPackedMatMul();
+Kernel<MatMulArgs> OneDnnExpandMatMul();
 Kernel<MatMulArgs> GemmMatMul(Isa isa);
 Kernel<MatMulArgs> ReferenceMatMul();
 

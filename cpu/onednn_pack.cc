@@ -1,10 +1,46 @@
+#include "cpu/onednn_pack.h"
+
+#include <algorithm>
+
 #include "core/status.h"
 #include "cpu/backend.h"
+#include "cpu/matmul_panels.h"
+#include "cpu/stream.h"
 
 namespace tandem::cpu {
 
-absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend&, const TensorView&) {
-  return Unimplemented("the CPU multiplies weights as they are stored");
+absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
+                                                           const TensorView& weights) {
+  TANDEM_RETURN_IF_ERROR(ValidateView("weights", weights, 2));
+  if (IsBlockQuantized(weights.dtype)) {
+    return Unimplemented("weights: ", std::string(Name(weights.dtype)),
+                         " is multiplied as it is stored, without packing");
+  }
+  TANDEM_RETURN_IF_ERROR(CheckFloat("weights", weights));
+  if (weights.device != backend.device()) {
+    return InvalidArgument("weights: expected to be on ", Name(backend.device()), ", they are on ",
+                           Name(weights.device));
+  }
+  const int64_t n = weights.dim(0), k = weights.dim(1);
+  const int64_t panels = n / kPanel + (n % kPanel != 0);
+  const auto floats = CheckedMul(panels * kPanel, k);
+  const auto bytes = floats ? CheckedMul(*floats, sizeof(float)) : std::nullopt;
+  if (!bytes) return InvalidArgument("weights: size of ", ToString(weights), " overflows 64 bits");
+  TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<Buffer> buffer, backend.allocator().Allocate(*bytes));
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Stream> stream, backend.CreateStream());
+  const auto& cpu_stream = static_cast<const CpuStream&>(*stream);
+  const PanelOps& ops = PanelOpsFor(cpu_stream.features().isa);
+  auto* data = static_cast<float*>(buffer->data());
+  cpu_stream.pool().ParallelFor(panels, [&](int64_t panel, int) {
+    const int64_t n0 = panel * kPanel;
+    ops.expand_panel(weights, 0, n0, std::min(kPanel, n - n0), k, data + n0 * k);
+  });
+  auto packed = std::make_unique<PanelWeights>(std::move(buffer));
+  packed->dtype = weights.dtype;
+  packed->device = backend.device();
+  packed->n = n;
+  packed->k = k;
+  return packed;
 }
 
 }  // namespace tandem::cpu

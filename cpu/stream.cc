@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/status.h"
+#include "cpu/onednn_cache.h"
 
 namespace tandem::cpu {
 namespace {
@@ -23,6 +24,9 @@ class CpuEvent final : public Event {
 };
 
 }  // namespace
+
+CpuStream::CpuStream(std::shared_ptr<ThreadPool> pool, CpuFeatures features)
+    : pool_(std::move(pool)), features_(features), onednn_(std::make_shared<OneDnnCache>()) {}
 
 absl::StatusOr<std::unique_ptr<Event>> CpuStream::Record() { return std::make_unique<CpuEvent>(); }
 

@@ -10,10 +10,11 @@
 
 namespace tandem::cpu {
 
+class OneDnnCache;
+
 class CpuStream final : public Stream {
  public:
-  CpuStream(std::shared_ptr<ThreadPool> pool, CpuFeatures features)
-      : pool_(std::move(pool)), features_(features) {}
+  CpuStream(std::shared_ptr<ThreadPool> pool, CpuFeatures features);
 
   Device device() const override { return {DeviceKind::kCpu, 0}; }
   absl::Status Synchronize() override { return absl::OkStatus(); }
@@ -22,6 +23,8 @@ class CpuStream final : public Stream {
 
   ThreadPool& pool() const { return *pool_; }
   const CpuFeatures& features() const { return features_; }
+  // Prepared oneDNN primitives, see onednn_cache.h.
+  OneDnnCache& onednn() const { return *onednn_; }
 
   // The stream of a CPU kernel's context.
   static CpuStream& Of(const KernelContext& context) {
@@ -31,6 +34,7 @@ class CpuStream final : public Stream {
  private:
   std::shared_ptr<ThreadPool> pool_;
   CpuFeatures features_;
+  std::shared_ptr<OneDnnCache> onednn_;
 };
 
 // supports() of a kernel that needs nothing but an instruction set.

@@ -505,6 +505,53 @@ TEST_F(CpuMatMulTest, SameBitsAtAnyThreadCount) {
   }
 }
 
+TEST_F(CpuMatMulTest, PackedWeights) {
+  for (const DType b : kFloats) {
+    for (const int64_t m : {1, 9, 64, 75}) {
+      for (const int64_t n : {1, 64, 70}) {
+        EXPECT_EQ(Check({.m = m,
+                         .n = n,
+                         .k = 45,
+                         .a = DType::kF16,
+                         .b = b,
+                         .bias = true,
+                         .b_padding = 3,
+                         .b_transposed = m == 9,
+                         .packed = true}),
+                  1);
+        if (HasFailure()) return;
+      }
+    }
+  }
+  EXPECT_EQ(Check({.m = 3, .n = 20, .k = 0, .packed = true}), 1);
+}
+
+TEST_F(CpuMatMulTest, PackingChecksItsArgument) {
+  Problem p = MakeProblem({.m = 1, .n = 4, .k = 32, .b = DType::kQ8_0}, *backend_);
+  EXPECT_EQ(PackWeights(*backend_, p.args.b).status().code(), absl::StatusCode::kUnimplemented);
+  TensorView bad = p.args.a;
+  bad.data = nullptr;
+  EXPECT_EQ(PackWeights(*backend_, bad).status().code(), absl::StatusCode::kInvalidArgument);
+  bad = p.args.a;
+  bad.shape.rank = 3;
+  EXPECT_EQ(PackWeights(*backend_, bad).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(CpuMatMulTest, ForeignPackedWeightsAreRefused) {
+  struct Foreign final : PackedWeights {
+    std::string_view format() const override { return "foreign"; }
+    int64_t bytes() const override { return 0; }
+  } foreign;
+  Problem p = MakeProblem({.m = 20, .n = 4, .k = 32}, *backend_);
+  p.args.b = TensorView();
+  p.args.b_packed = &foreign;
+  CpuStream stream(pool_, DetectCpu());
+  for (const Kernel<MatMulArgs>& kernel : Kernels<MatMulArgs>()) {
+    EXPECT_EQ(kernel.supports({&stream, nullptr}, p.args).code(), absl::StatusCode::kUnimplemented)
+        << kernel.name;
+  }
+}
+
 TEST_F(CpuMatMulTest, KernelsSayWhyNot) {
   CpuStream scalar(pool_, Restrict(DetectCpu(), Isa::kScalar));
   Problem p = MakeProblem({.m = 9, .n = 4, .k = 32}, *backend_);
