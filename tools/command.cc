@@ -55,6 +55,8 @@ int Main(int argc, const char* const* argv) {
   AddDevices(app, action);
   AddCheck(app, action);
   AddExplain(app, action);
+  AddLogits(app, action);
+  AddBenchModel(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
