@@ -20,10 +20,9 @@ absl::Status CheckContiguousRows(const AttentionArgs& args) {
 
 template <>
 KernelList<AttentionArgs> Kernels<AttentionArgs>() {
-  static const std::array<Kernel<AttentionArgs>, 4> kKernels = {
-      AttentionDecode(Isa::kAvx512),
-      AttentionDecode(Isa::kAvx2),
-      AttentionDecode(Isa::kScalar),
+  static const std::array<Kernel<AttentionArgs>, 7> kKernels = {
+      AttentionDecode(Isa::kAvx512), AttentionPrefill(Isa::kAvx512), AttentionDecode(Isa::kAvx2),
+      AttentionPrefill(Isa::kAvx2),  AttentionDecode(Isa::kScalar),  AttentionPrefill(Isa::kScalar),
       AttentionReference(),
   };
   return kKernels;

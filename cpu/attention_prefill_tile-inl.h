@@ -1,0 +1,227 @@
+// The pieces of prefill attention on one tile of keys: packing K and V, the matrix product, and the
+// online softmax of a row. Compiled once per target; the algorithm is described in
+// attention_prefill.cc.
+//
+// Packed layout, f32 whatever the storage type: panels of kPanel = 64 columns, [panel][row][64].
+//   K transposed: a row is one of the D dimensions, columns are keys.
+//   V:            a row is a key, columns are the Dv dimensions.
+// So both products are C[6 rows][NV vectors] += A[6][depth] * panel[depth][NV vectors], with A
+// broadcast from its row-major place: 24 accumulators on AVX-512, 12 on AVX2, and (NV + 6) loads
+// per 6 * NV multiply-adds.
+#if defined(TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_
+#undef TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_
+#else
+#define TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/ops/online_softmax.h"
+#include "cpu/attention_simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::cpu::HWY_NAMESPACE {
+
+inline constexpr int64_t kPanel = 64;   // columns of a panel, floats
+inline constexpr int kProductRows = 6;  // rows of the product's register block
+inline constexpr int kProductVectors = kLanes == 16 ? 4 : 2;
+inline constexpr int64_t kKeyTile = 128;  // keys per tile
+
+// ---- Packing
+
+// Stores rows[i][j] (i: key, j: dimension) as out[j * kPanel + i], for j < dims.
+HWY_INLINE void TransposeStore(const VF (&rows)[kLanes], int64_t dims, float* HWY_RESTRICT out) {
+  const DF d;
+#if HWY_TARGET == HWY_SCALAR
+  if (dims > 0) hn::StoreU(rows[0], d, out);
+#else
+  const hn::Repartition<double, DF> dd;
+  // 4 x 4 within each 128-bit block b: quad[i][c] holds, in block b, dimension 4 b + c of the keys
+  // 4 i .. 4 i + 3.
+  VF quad[kLanes / 4][4];
+  TANDEM_UNROLL
+  for (int i = 0; i < kLanes / 4; ++i) {
+    const VF r0 = rows[4 * i], r1 = rows[4 * i + 1], r2 = rows[4 * i + 2], r3 = rows[4 * i + 3];
+    const auto lo01 = hn::BitCast(dd, hn::InterleaveLower(d, r0, r1));
+    const auto hi01 = hn::BitCast(dd, hn::InterleaveUpper(d, r0, r1));
+    const auto lo23 = hn::BitCast(dd, hn::InterleaveLower(d, r2, r3));
+    const auto hi23 = hn::BitCast(dd, hn::InterleaveUpper(d, r2, r3));
+    quad[i][0] = hn::BitCast(d, hn::InterleaveLower(dd, lo01, lo23));
+    quad[i][1] = hn::BitCast(d, hn::InterleaveUpper(dd, lo01, lo23));
+    quad[i][2] = hn::BitCast(d, hn::InterleaveLower(dd, hi01, hi23));
+    quad[i][3] = hn::BitCast(d, hn::InterleaveUpper(dd, hi01, hi23));
+  }
+  VF columns[kLanes];  // then blocks change places between the quads
+  TANDEM_UNROLL
+  for (int c = 0; c < 4; ++c) {
+#if HWY_TARGET == HWY_AVX3
+    const VF v0 = quad[0][c], v1 = quad[1][c], v2 = quad[2][c], v3 = quad[3][c];
+    const VF even01 = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(v1), v0);
+    const VF even23 = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(v3), v2);
+    const VF odd01 = hn::OddEvenBlocks(v1, hn::SwapAdjacentBlocks(v0));
+    const VF odd23 = hn::OddEvenBlocks(v3, hn::SwapAdjacentBlocks(v2));
+    columns[c] = hn::ConcatLowerLower(d, even23, even01);
+    columns[4 + c] = hn::ConcatLowerLower(d, odd23, odd01);
+    columns[8 + c] = hn::ConcatUpperUpper(d, even23, even01);
+    columns[12 + c] = hn::ConcatUpperUpper(d, odd23, odd01);
+#elif HWY_TARGET == HWY_AVX2
+    columns[c] = hn::ConcatLowerLower(d, quad[1][c], quad[0][c]);
+    columns[4 + c] = hn::ConcatUpperUpper(d, quad[1][c], quad[0][c]);
+#else
+    columns[c] = quad[0][c];
+#endif
+  }
+  if (dims >= kLanes) {
+    TANDEM_UNROLL
+    for (int j = 0; j < kLanes; ++j) hn::StoreU(columns[j], d, out + j * kPanel);
+  } else {
+    for (int j = 0; j < dims; ++j) hn::StoreU(columns[j], d, out + j * kPanel);
+  }
+#endif
+}
+
+// K of keys 0..keys-1, transposed. Columns up to the next whole vector are zero.
+template <typename T>
+HWY_NOINLINE void PackKeys(const T* HWY_RESTRICT k, int64_t stride, int64_t keys, int64_t head_dim,
+                           float* HWY_RESTRICT out) {
+  const DF d;
+  for (int64_t key = 0; key < keys; key += kLanes) {
+    float* HWY_RESTRICT panel = out + key / kPanel * kPanel * head_dim + key % kPanel;
+    for (int64_t i = 0; i < head_dim; i += kLanes) {
+      VF rows[kLanes];
+      if (key + kLanes <= keys && i + kLanes <= head_dim) {
+        TANDEM_UNROLL
+        for (int j = 0; j < kLanes; ++j) rows[j] = LoadF32(k + (key + j) * stride + i);
+      } else {
+        for (int j = 0; j < kLanes; ++j) {
+          rows[j] = key + j < keys ? LoadF32Part(k + (key + j) * stride, i / kLanes, head_dim)
+                                   : hn::Zero(d);
+        }
+      }
+      TransposeStore(rows, head_dim - i, panel + i * kPanel);
+    }
+  }
+}
+
+// V of keys 0..keys-1. Returns whether every value is finite.
+template <typename T>
+HWY_NOINLINE bool PackValues(const T* HWY_RESTRICT v, int64_t stride, int64_t keys,
+                             int64_t v_head_dim, float* HWY_RESTRICT out) {
+  const DF d;
+  const VF zero = hn::Zero(d);
+  VF check = zero;  // turns NaN when an infinity or a NaN is multiplied by zero
+  for (int64_t key = 0; key < keys; ++key) {
+    VF row_check = zero;
+    for (int64_t i = 0; i < v_head_dim; i += kLanes) {
+      const VF x = LoadF32Part(v + key * stride, i / kLanes, v_head_dim);
+      hn::StoreU(x, d, out + (i / kPanel * kKeyTile + key) * kPanel + i % kPanel);
+      row_check = hn::MulAdd(x, zero, row_check);
+    }
+    check = hn::Add(check, row_check);
+  }
+  return hn::AllTrue(d, hn::Eq(check, zero));
+}
+
+// ---- Product
+
+// c[r][0 .. NV vectors) = factor[r] * c[r] + sum over k < depth of a[r][k] * b[k], for kRows rows.
+// Without factor, c is not read.
+template <int kRows, int NV>
+HWY_INLINE void ProductBlock(const float* HWY_RESTRICT a, int64_t lda, const float* HWY_RESTRICT b,
+                             int64_t depth, float* HWY_RESTRICT c, int64_t ldc,
+                             const float* HWY_RESTRICT factor) {
+  const DF d;
+  VF acc[kRows * NV];
+  TANDEM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    TANDEM_UNROLL
+    for (int n = 0; n < NV; ++n) {
+      acc[r * NV + n] = factor == nullptr ? hn::Zero(d)
+                                          : hn::Mul(hn::Set(d, factor[r]),
+                                                    hn::LoadU(d, c + r * ldc + n * kLanes));
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    VF bv[NV];
+    TANDEM_UNROLL
+    for (int n = 0; n < NV; ++n) bv[n] = hn::LoadU(d, b + k * kPanel + n * kLanes);
+    TANDEM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const VF av = hn::Set(d, a[r * lda + k]);
+      TANDEM_UNROLL
+      for (int n = 0; n < NV; ++n) acc[r * NV + n] = hn::MulAdd(av, bv[n], acc[r * NV + n]);
+    }
+  }
+  TANDEM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    TANDEM_UNROLL
+    for (int n = 0; n < NV; ++n) hn::StoreU(acc[r * NV + n], d, c + r * ldc + n * kLanes);
+  }
+}
+
+// The same for vectors [begin, end) of one panel.
+template <int kRows>
+HWY_NOINLINE void Product(const float* HWY_RESTRICT a, int64_t lda, const float* HWY_RESTRICT b,
+                          int64_t depth, float* HWY_RESTRICT c, int64_t ldc,
+                          const float* HWY_RESTRICT factor, int64_t begin, int64_t end) {
+  constexpr int NV = kProductVectors;
+  int64_t n = begin;
+  for (; n + NV <= end; n += NV) {
+    ProductBlock<kRows, NV>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
+  }
+  if (NV > 2 && end - n == 3) {
+    ProductBlock<kRows, 3>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
+    return;
+  }
+  if (NV > 2 && end - n == 2) {
+    ProductBlock<kRows, 2>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
+    return;
+  }
+  if (n < end) {
+    ProductBlock<kRows, 1>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
+  }
+}
+
+// ---- Softmax
+
+// max(maximum, max over the scaled scores); scores: whole vectors.
+HWY_INLINE float RowMax(const float* HWY_RESTRICT scores, int64_t count, float scale,
+                        float maximum) {
+  const DF d;
+  const VF factor = hn::Set(d, scale);
+  VF max = hn::Set(d, maximum);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    max = hn::Max(max, hn::Mul(hn::Load(d, scores + i), factor));
+  }
+  return hn::GetLane(hn::MaxOfLanes(d, max));
+}
+
+// scores = exp(scale * scores - max); sum (kLanes partial sums) = sum * factor + the new weights.
+HWY_INLINE void RowExp(float* HWY_RESTRICT scores, int64_t count, float scale, float max,
+                       float factor, float* HWY_RESTRICT sum) {
+  const DF d;
+  const VF vscale = hn::Set(d, scale);
+  const VF vmax = hn::Set(d, max == kNegInf ? 0.0f : max);
+  VF total = hn::Mul(hn::Load(d, sum), hn::Set(d, factor));
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const VF p = ExpNonPositive(hn::MulSub(hn::Load(d, scores + i), vscale, vmax));
+    hn::Store(p, d, scores + i);
+    total = hn::Add(total, p);
+  }
+  hn::Store(total, d, sum);
+}
+
+// Scales scores [begin, end) and sets those of [first, begin) and [end, last) to -inf: not visible.
+HWY_INLINE void MaskRow(float* HWY_RESTRICT scores, int64_t first, int64_t begin, int64_t end,
+                        int64_t last, float scale) {
+  for (int64_t i = first; i < begin; ++i) scores[i] = kNegInf;
+  for (int64_t i = begin; i < end; ++i) scores[i] *= scale;
+  for (int64_t i = end; i < last; ++i) scores[i] = kNegInf;
+}
+
+}  // namespace tandem::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
