@@ -74,6 +74,16 @@ HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
   }
 }
 
+// Requests the cache lines of one chunk of a row.
+template <typename T>
+HWY_INLINE void Prefetch(const T* from, bool wanted) {
+  if (!wanted) return;
+  const char* line = reinterpret_cast<const char*>(from);
+  constexpr int64_t kBlock = std::is_same_v<T, BlockQ8_0> || std::is_same_v<T, BlockQ4_0> ? 32 : 1;
+  constexpr int64_t kBytes = kChunk / kBlock * static_cast<int64_t>(sizeof(T));
+  for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(line + byte, 0, 2);
+}
+
 // Rows contiguous along K: `row` elements (blocks) apart from `b`.
 template <typename T>
 void ExpandRows(const T* b, int64_t row, int64_t columns, int64_t k, float* panel) {
@@ -85,7 +95,12 @@ void ExpandRows(const T* b, int64_t row, int64_t columns, int64_t k, float* pane
     for (int64_t begin = 0; begin < k; begin += kChunk) {
       const int64_t count = std::min(kChunk, k - begin);
       for (int64_t r = 0; r < present; ++r) {
-        WidenRow(b + (j + r) * row + begin / kBlock, count, buffer + r * kChunk);
+        const T* from = b + (j + r) * row + begin / kBlock;
+        // The next chunk of this row; at the end of the rows, the first of the next kLanes rows.
+        const bool more = begin + kChunk < k;
+        Prefetch(more ? from + kChunk / kBlock : from + kLanes * row - begin / kBlock,
+                 more || j + r + kLanes < columns);
+        WidenRow(from, count, buffer + r * kChunk);
       }
       TransposeRows(buffer, count, panel + begin * kPanel + j);
     }
