@@ -5,6 +5,15 @@
 #include "core/status.h"
 
 namespace tandem {
+namespace {
+
+// Broadcast views may claim any length; half the bound each keeps cache and new keys within it.
+absl::Status CheckLength(const char* name, const TensorView& view, const char* meaning) {
+  if (view.dim(2) <= kMaxSequenceLength / 2) return absl::OkStatus();
+  return InvalidArgument(name, " dimension 2 (", meaning, "): expected <= 2^47, got ", view.dim(2));
+}
+
+}  // namespace
 
 float AttentionArgs::Scale() const {
   if (scale) return *scale;
@@ -32,6 +41,8 @@ absl::Status Validate(const AttentionArgs& args) {
                            " key/value heads of k, got ", q_heads);
   }
   if (args.q.dim(3) == 0) return InvalidArgument("q dimension 3 (head_dim): expected >= 1, got 0");
+  TANDEM_RETURN_IF_ERROR(CheckLength("q", args.q, "queries"));
+  TANDEM_RETURN_IF_ERROR(CheckLength("k", args.k, "keys"));
   TANDEM_RETURN_IF_ERROR(CheckDim("k", args.k, 0, "batch", batch));
   TANDEM_RETURN_IF_ERROR(CheckDim("k", args.k, 3, "head_dim", args.q.dim(3)));
   TANDEM_RETURN_IF_ERROR(CheckDim("v", args.v, 0, "batch", batch));
@@ -59,9 +70,7 @@ absl::Status Validate(const AttentionArgs& args) {
     TANDEM_RETURN_IF_ERROR(CheckDim("v_new", args.v_new, 1, "key/value heads", kv_heads));
     TANDEM_RETURN_IF_ERROR(CheckDim("v_new", args.v_new, 2, "keys", args.k_new.dim(2)));
     TANDEM_RETURN_IF_ERROR(CheckDim("v_new", args.v_new, 3, "v head_dim", args.v.dim(3)));
-    if (!CheckedAdd(args.k.dim(2), args.k_new.dim(2))) {
-      return InvalidArgument("k_new dimension 2 (keys): cache and new keys overflow 64 bits");
-    }
+    TANDEM_RETURN_IF_ERROR(CheckLength("k_new", args.k_new, "keys"));
     TANDEM_RETURN_IF_ERROR(CheckNoOverlap("out", args.out, "k_new", args.k_new));
     TANDEM_RETURN_IF_ERROR(CheckNoOverlap("out", args.out, "v_new", args.v_new));
   }

@@ -6,12 +6,10 @@ namespace tandem {
 
 absl::Status Validate(const MaskArgs& args) {
   const MaskRule& rule = args.rule;
-  // The bound keeps every position computed from the rule within 64 bits.
-  constexpr int64_t kMaxLength = int64_t{1} << 48;
-  if (rule.q_len < 0 || rule.q_len > kMaxLength) {
+  if (rule.q_len < 0 || rule.q_len > kMaxSequenceLength) {
     return InvalidArgument("rule.q_len: expected 0..2^48, got ", rule.q_len);
   }
-  if (rule.kv_len < 0 || rule.kv_len > kMaxLength) {
+  if (rule.kv_len < 0 || rule.kv_len > kMaxSequenceLength) {
     return InvalidArgument("rule.kv_len: expected 0..2^48, got ", rule.kv_len);
   }
   if (rule.causal > Causal::kTopLeft) {

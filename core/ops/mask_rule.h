@@ -27,6 +27,9 @@ namespace tandem {
 
 enum class Causal : uint8_t { kNone, kBottomRight, kTopLeft };
 
+// Validate allows lengths up to this, so that no position computed from a rule leaves 64 bits.
+inline constexpr int64_t kMaxSequenceLength = int64_t{1} << 48;
+
 struct KeyRange {
   int64_t begin;
   int64_t end;

@@ -1,0 +1,175 @@
+// The mask rule and the softmax state against their definitions.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/ops/mask_rule.h"
+#include "core/ops/online_softmax.h"
+#include "tests/cases/fields.h"
+#include "tests/cases/random.h"
+#include "tests/reference/visible.h"
+
+namespace tandem {
+namespace {
+
+std::string Text(const MaskRule& rule) {
+  return absl::StrCat("q_len ", rule.q_len, " kv_len ", rule.kv_len, " causal ",
+                      cases::FieldText(rule.causal), " left ", rule.window_left, " right ",
+                      rule.window_right);
+}
+
+void ExpectRange(const MaskRule& rule, int64_t q) {
+  const KeyRange range = rule.Range(q);
+  ASSERT_LE(0, range.begin) << Text(rule);
+  ASSERT_LE(range.begin, range.end) << Text(rule);
+  ASSERT_LE(range.end, rule.kv_len) << Text(rule);
+}
+
+TEST(MaskRule, AgreesWithItsDefinitionOnEverySmallShape) {
+  for (Causal causal : {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft}) {
+    for (int64_t q_len = 0; q_len <= 6; ++q_len) {
+      for (int64_t kv_len = 0; kv_len <= 6; ++kv_len) {
+        for (int64_t left = -1; left <= 8; ++left) {
+          for (int64_t right = -1; right <= 8; ++right) {
+            const MaskRule rule{q_len, kv_len, causal, left, right};
+            for (int64_t q = 0; q < q_len; ++q) {
+              ExpectRange(rule, q);
+              for (int64_t k = -1; k <= kv_len; ++k) {
+                ASSERT_EQ(rule.Visible(q, k), reference::Visible(rule, q, k))
+                    << Text(rule) << ": " << q << ", " << k;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// Lengths up to 2^48 (what Validate allows) and windows up to the largest integer: nothing
+// overflows.
+TEST(MaskRule, AgreesWithItsDefinitionAtExtremes) {
+  cases::Rng rng(1);
+  const std::vector<int64_t> lengths = {
+      0, 1, 2, 64, 1 << 20, (int64_t{1} << 31) + 5, int64_t{1} << 48};
+  const std::vector<int64_t> windows = {
+      -1,       0, 1, 1000, int64_t{1} << 31, int64_t{1} << 48, int64_t{1} << 62, INT64_MAX - 1,
+      INT64_MAX};
+  for (int i = 0; i < 100'000; ++i) {
+    MaskRule rule;
+    rule.q_len = std::max<int64_t>(rng.Pick(lengths), 1);
+    rule.kv_len = rng.Pick(lengths);
+    rule.causal = static_cast<Causal>(rng.Integer(0, 2));
+    rule.window_left = rng.Pick(windows);
+    rule.window_right = rng.Pick(windows);
+    const int64_t q = rng.Chance(0.5) ? rng.Integer(0, rule.q_len - 1)
+                                      : rng.Pick<int64_t>({0, rule.q_len - 1, rule.q_len / 2});
+    ExpectRange(rule, q);
+    const KeyRange range = rule.Range(q);
+    for (int64_t k : {range.begin - 1, range.begin, range.end - 1, range.end, int64_t{0},
+                      rule.kv_len - 1, rng.Integer(0, rule.kv_len)}) {
+      ASSERT_EQ(rule.Visible(q, k), reference::Visible(rule, q, k))
+          << Text(rule) << ": " << q << ", " << k;
+    }
+  }
+}
+
+TEST(MaskRule, MoreQueriesThanKeys) {
+  const MaskRule rule{.q_len = 5, .kv_len = 2};
+  for (int64_t q = 0; q < 3; ++q) EXPECT_EQ(rule.Range(q).end, 0) << "the first rows see nothing";
+  EXPECT_EQ(rule.Range(3).end, 1);
+  EXPECT_EQ(rule.Range(4).end, 2);
+}
+
+TEST(MaskRule, AlignmentIsExplicit) {
+  EXPECT_EQ((MaskRule{.q_len = 2, .kv_len = 5, .causal = Causal::kBottomRight}).Range(0).end, 4);
+  EXPECT_EQ((MaskRule{.q_len = 2, .kv_len = 5, .causal = Causal::kTopLeft}).Range(0).end, 1);
+  EXPECT_EQ((MaskRule{.q_len = 2, .kv_len = 5, .causal = Causal::kNone}).Range(0).end, 5);
+}
+
+SoftmaxState Of(const std::vector<float>& scores) {
+  SoftmaxState state;
+  for (float s : scores) state.Merge({s, s == kNegInf ? 0.0f : 1.0f});
+  return state;
+}
+
+TEST(SoftmaxState, MergeOfSplitsIsTheWhole) {
+  cases::Rng rng(2);
+  for (int i = 0; i < 1000; ++i) {
+    std::vector<float> scores(static_cast<size_t>(rng.Integer(1, 60)));
+    for (float& s : scores) {
+      s = rng.Chance(0.2) ? kNegInf : static_cast<float>(rng.Normal() * 50);
+    }
+    const auto cut = scores.begin() + rng.Integer(0, static_cast<int64_t>(scores.size()));
+    SoftmaxState left = Of({scores.begin(), cut});
+    const SoftmaxState right = Of({cut, scores.end()});
+    SoftmaxState other_way = right;
+    other_way.Merge(left);
+    left.Merge(right);
+    double largest = -INFINITY, sum = 0;
+    for (float s : scores) largest = std::max<double>(largest, s);
+    for (float s : scores) sum += s == kNegInf ? 0.0 : std::exp(s - largest);
+    EXPECT_EQ(left.max, static_cast<float>(largest));
+    EXPECT_NEAR(left.sum, sum, 1e-5 * sum);
+    EXPECT_EQ(other_way.max, left.max);
+    EXPECT_EQ(other_way.sum, left.sum) << "merging is symmetric";
+    if (sum > 0) {
+      EXPECT_NEAR(left.LogSumExp(), largest + std::log(sum), 1e-5 * (1 + std::fabs(largest)));
+    } else {
+      EXPECT_EQ(left.LogSumExp(), kNegInf);
+    }
+  }
+}
+
+TEST(SoftmaxState, EmptyIsNeutral) {
+  SoftmaxState state{3.0f, 2.5f};
+  const SoftmaxState::Scales right = state.Merge({});
+  EXPECT_EQ(state.max, 3.0f);
+  EXPECT_EQ(state.sum, 2.5f);
+  EXPECT_EQ(right.self, 1.0f);
+  EXPECT_EQ(right.other, 0.0f);
+  SoftmaxState empty;
+  const SoftmaxState::Scales left = empty.Merge({3.0f, 2.5f});
+  EXPECT_EQ(empty.max, 3.0f);
+  EXPECT_EQ(empty.sum, 2.5f);
+  EXPECT_EQ(left.self, 0.0f);
+  EXPECT_EQ(left.other, 1.0f);
+}
+
+TEST(SoftmaxState, TwoEmptyStatesStayEmptyWithoutNan) {
+  SoftmaxState state;
+  const SoftmaxState::Scales scales = state.Merge({});
+  EXPECT_EQ(state.max, kNegInf);
+  EXPECT_EQ(state.sum, 0.0f);
+  EXPECT_EQ(scales.self, 0.0f);
+  EXPECT_EQ(scales.other, 0.0f);
+  EXPECT_EQ(state.Normalizer(), 0.0f);
+  EXPECT_EQ(state.LogSumExp(), kNegInf);
+}
+
+TEST(SoftmaxState, NanStaysNan) {
+  const float nan = std::nanf("");
+  SoftmaxState state{1.0f, 2.0f};
+  state.Merge({5.0f, nan});
+  EXPECT_TRUE(std::isnan(state.Normalizer()));
+  EXPECT_TRUE(std::isnan(state.LogSumExp()));
+  SoftmaxState survivor{kNegInf, nan};  // NaN scores never raise the maximum
+  survivor.Merge({5.0f, 1.0f});
+  EXPECT_TRUE(std::isnan(survivor.LogSumExp()));
+  SoftmaxState late{5.0f, 1.0f};
+  late.Merge({kNegInf, nan});
+  EXPECT_TRUE(std::isnan(late.LogSumExp()));
+}
+
+TEST(SoftmaxState, DistantMaximaDoNotOverflow) {
+  SoftmaxState state{-1e30f, 1.0f};
+  state.Merge({1e30f, 1.0f});
+  EXPECT_EQ(state.max, 1e30f);
+  EXPECT_EQ(state.sum, 1.0f);
+  EXPECT_EQ(state.LogSumExp(), 1e30f);
+}
+
+}  // namespace
+}  // namespace tandem
