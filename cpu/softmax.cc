@@ -1,6 +1,11 @@
 // Row softmax.
 //
-// reference: three passes over each row (maximum, sum, write) in f64; reads x three times.
+// simd: two passes over x (maximum; exponentials and their sum) and one over f32 exponentials that
+// are kept in out itself (f32) or in one row of scratch per thread (f16, bf16). Rows are
+// independent tasks. A row that fits the core's cache costs one read and one write of memory. Needs
+// contiguous rows.
+//
+// reference: three passes over each row in f64; any strides.
 #include "core/ops/softmax.h"
 
 #include <array>
@@ -8,10 +13,123 @@
 #include <limits>
 
 #include "cpu/kernels.h"
+#include "cpu/row_tasks.h"
+#include "cpu/stream.h"
 #include "cpu/strided.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/softmax.cc"
+#include "cpu/simd_targets.h"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+// After highway.h.
+#include "cpu/float_vectors-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::cpu::HWY_NAMESPACE {
+
+// max(scale * x). What a NaN does to it does not matter: the sum will be NaN.
+template <typename X>
+float ScaledMaximum(const X* x, int64_t columns, float scale) {
+  const FloatTag d;
+  const FloatVec scales = hn::Set(d, scale);
+  const FloatVec lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
+  FloatVec max0 = lowest, max1 = lowest;
+  int64_t n = 0;
+  for (; n + 2 * kLanes <= columns; n += 2 * kLanes) {
+    max0 = hn::Max(max0, hn::Mul(LoadFloats(x + n), scales));
+    max1 = hn::Max(max1, hn::Mul(LoadFloats(x + n + kLanes), scales));
+  }
+  for (; n + kLanes <= columns; n += kLanes) {
+    max0 = hn::Max(max0, hn::Mul(LoadFloats(x + n), scales));
+  }
+  float result = hn::GetLane(hn::MaxOfLanes(d, hn::Max(max0, max1)));
+  for (; n < columns; ++n) result = std::max(result, scale * ToFloat(x[n]));
+  return result;
+}
+
+template <typename X, typename Out>
+void SoftmaxRow(const X* x, Out* out, float* scratch, int64_t columns, float scale) {
+  const FloatTag d;
+  const float maximum = ScaledMaximum(x, columns, scale);
+  // Rows without any finite or infinite positive value: exp(-inf - 0) = 0, and no -inf - -inf.
+  const float shift = maximum == -std::numeric_limits<float>::infinity() ? 0.0f : maximum;
+  float* exponentials = scratch;
+  if constexpr (std::is_same_v<Out, float>) exponentials = out;
+
+  const FloatVec scales = hn::Set(d, scale);
+  const FloatVec shifts = hn::Set(d, shift);
+  FloatVec sum0 = hn::Zero(d), sum1 = hn::Zero(d);
+  int64_t n = 0;
+  for (; n + 2 * kLanes <= columns; n += 2 * kLanes) {
+    const FloatVec e0 = ExpFloats(hn::MulSub(LoadFloats(x + n), scales, shifts));
+    const FloatVec e1 = ExpFloats(hn::MulSub(LoadFloats(x + n + kLanes), scales, shifts));
+    StoreFloats(e0, exponentials + n);
+    StoreFloats(e1, exponentials + n + kLanes);
+    sum0 = hn::Add(sum0, e0);
+    sum1 = hn::Add(sum1, e1);
+  }
+  for (int64_t count; n < columns; n += count) {
+    count = std::min(kLanes, columns - n);
+    const FloatVec e = ExpFloats(hn::MulSub(LoadTail(x + n, count), scales, shifts));
+    StoreTail(e, exponentials + n, count);
+    const auto valid = hn::FirstN(d, static_cast<size_t>(count));
+    sum1 = hn::Add(sum1, hn::IfThenElseZero(valid, e));
+  }
+  const float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
+  const FloatVec factor = hn::Set(d, sum == 0.0f ? 0.0f : 1.0f / sum);
+  for (n = 0; n + kLanes <= columns; n += kLanes) {
+    StoreFloats(hn::Mul(LoadFloats(exponentials + n), factor), out + n);
+  }
+  if (n < columns) {
+    const FloatVec e = LoadTail(exponentials + n, columns - n);
+    StoreTail(hn::Mul(e, factor), out + n, columns - n);
+  }
+}
+
+absl::Status Softmax(const KernelContext& context, const SoftmaxArgs& args) {
+  ThreadPool& pool = CpuStream::Of(context).pool();
+  const int64_t columns = args.x.dim(1);
+  float* scratch = nullptr;
+  if (args.out.dtype != DType::kF32) {
+    scratch = context.workspace->Take<float>(pool.size() * columns);
+    if (scratch == nullptr && !args.x.empty()) {
+      return absl::InternalError("softmax: workspace too small");
+    }
+  }
+  DispatchFloat(args.x.dtype, [&]<typename X>() {
+    DispatchFloat(args.out.dtype, [&]<typename Out>() {
+      ParallelRows(pool, args.x.dim(0), columns, [&](int64_t begin, int64_t end, int worker) {
+        for (int64_t r = begin; r < end; ++r) {
+          SoftmaxRow(args.x.At<X>(r * args.x.stride(0)), args.out.At<Out>(r * args.out.stride(0)),
+                     scratch + worker * columns, columns, args.scale);
+        }
+      });
+    });
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace tandem::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
 namespace tandem::cpu {
 namespace {
+
+template <Isa kIsa>
+absl::Status Supports(const KernelContext& context, const SoftmaxArgs& args) {
+  TANDEM_RETURN_IF_ERROR(CheckIsa(context, kIsa));
+  TANDEM_RETURN_IF_ERROR(CheckUnitStride("x", args.x));
+  return CheckUnitStride("out", args.out);
+}
+
+int64_t SimdWorkspace(const KernelContext& context, const SoftmaxArgs& args) {
+  if (args.out.dtype == DType::kF32) return 0;
+  Workspace workspace = Workspace::Counting();
+  workspace.Take<float>(CpuStream::Of(context).pool().size() * args.x.dim(1));
+  return workspace.bytes_used();
+}
 
 absl::Status RunReference(const KernelContext&, const SoftmaxArgs& args) {
   const TensorView& x = args.x;
@@ -42,7 +160,11 @@ absl::Status RunReference(const KernelContext&, const SoftmaxArgs& args) {
 
 template <>
 KernelList<SoftmaxArgs> Kernels<SoftmaxArgs>() {
-  static constexpr std::array<Kernel<SoftmaxArgs>, 1> kKernels = {{
+  static constexpr std::array<Kernel<SoftmaxArgs>, 4> kKernels = {{
+      {"simd_avx512", DeviceKind::kCpu, Supports<Isa::kAvx512>, SimdWorkspace, N_AVX3::Softmax},
+      {"simd_avx2", DeviceKind::kCpu, Supports<Isa::kAvx2>, SimdWorkspace, N_AVX2::Softmax},
+      {"simd_scalar", DeviceKind::kCpu, Supports<Isa::kScalar>, SimdWorkspace,
+       TANDEM_N_SCALAR::Softmax},
       {"reference", DeviceKind::kCpu, SupportsAll<SoftmaxArgs>, NoWorkspace<SoftmaxArgs>,
        RunReference},
   }};
@@ -50,3 +172,4 @@ KernelList<SoftmaxArgs> Kernels<SoftmaxArgs>() {
 }
 
 }  // namespace tandem::cpu
+#endif  // HWY_ONCE
