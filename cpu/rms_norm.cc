@@ -1,7 +1,7 @@
 // Root-mean-square normalisation of rows.
 //
-// simd: two passes over each row, which stays in the core's cache between them: sum of squares in
-// four f32 vectors, then the product. Rows are independent tasks; x is read once from memory, out
+// simd: two passes over each row, which stays in the core's cache between them: sum of squares,
+// then the product. Rows are independent tasks; x is read once from memory, out
 // written once. Needs contiguous rows and weights.
 //
 // reference: the same two passes in f64; any strides.
@@ -26,31 +26,44 @@
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
+// Sum of squares. f32 within blocks, f64 across them: a long row's sum would lose bits with the few
+// lanes of the narrow targets.
+template <typename X>
+double SumOfSquares(const X* x, int64_t columns) {
+  constexpr int64_t kBlock = 64 * kLanes;
+  const FloatTag d;
+  double total = 0.0;
+  for (int64_t n = 0; n < columns;) {
+    const int64_t end = std::min(columns, n + kBlock);
+    FloatVec sum0 = hn::Zero(d), sum1 = hn::Zero(d), sum2 = hn::Zero(d), sum3 = hn::Zero(d);
+    for (; n + 4 * kLanes <= end; n += 4 * kLanes) {
+      const FloatVec x0 = LoadFloats(x + n);
+      const FloatVec x1 = LoadFloats(x + n + kLanes);
+      const FloatVec x2 = LoadFloats(x + n + 2 * kLanes);
+      const FloatVec x3 = LoadFloats(x + n + 3 * kLanes);
+      sum0 = hn::MulAdd(x0, x0, sum0);
+      sum1 = hn::MulAdd(x1, x1, sum1);
+      sum2 = hn::MulAdd(x2, x2, sum2);
+      sum3 = hn::MulAdd(x3, x3, sum3);
+    }
+    for (int64_t count; n < end; n += count) {
+      count = std::min(kLanes, end - n);
+      const FloatVec v = LoadTail(x + n, count);
+      sum0 = hn::MulAdd(v, v, sum0);
+    }
+    const FloatVec sum = hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3));
+    total += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
+  }
+  return total;
+}
+
 template <typename X, typename W, typename Out>
 void NormRow(const X* x, const W* weight, Out* out, int64_t columns, float eps) {
   const FloatTag d;
-  FloatVec sum0 = hn::Zero(d), sum1 = hn::Zero(d), sum2 = hn::Zero(d), sum3 = hn::Zero(d);
-  int64_t n = 0;
-  for (; n + 4 * kLanes <= columns; n += 4 * kLanes) {
-    const FloatVec x0 = LoadFloats(x + n);
-    const FloatVec x1 = LoadFloats(x + n + kLanes);
-    const FloatVec x2 = LoadFloats(x + n + 2 * kLanes);
-    const FloatVec x3 = LoadFloats(x + n + 3 * kLanes);
-    sum0 = hn::MulAdd(x0, x0, sum0);
-    sum1 = hn::MulAdd(x1, x1, sum1);
-    sum2 = hn::MulAdd(x2, x2, sum2);
-    sum3 = hn::MulAdd(x3, x3, sum3);
-  }
-  for (int64_t count; n < columns; n += count) {
-    count = std::min(kLanes, columns - n);
-    const FloatVec v = LoadTail(x + n, count);
-    sum0 = hn::MulAdd(v, v, sum0);
-  }
-  const FloatVec sum = hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3));
-  const double mean =
-      static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum))) / static_cast<double>(columns);
+  const double mean = SumOfSquares(x, columns) / static_cast<double>(columns);
   const FloatVec inverse = hn::Set(d, static_cast<float>(1.0 / std::sqrt(mean + eps)));
-  for (n = 0; n + kLanes <= columns; n += kLanes) {
+  int64_t n = 0;
+  for (; n + kLanes <= columns; n += kLanes) {
     StoreFloats(hn::Mul(hn::Mul(LoadFloats(x + n), inverse), LoadFloats(weight + n)), out + n);
   }
   if (n < columns) {

@@ -20,7 +20,8 @@ inline constexpr int64_t kTaskElements = 16384;
 template <typename Fn>
 void ParallelRows(ThreadPool& pool, int64_t rows, int64_t columns, Fn fn,
                   int64_t task_elements = kTaskElements) {
-  const int64_t rows_per_task = std::max<int64_t>(1, task_elements / std::max<int64_t>(1, columns));
+  if (columns <= 0) return;
+  const int64_t rows_per_task = std::max<int64_t>(1, task_elements / columns);
   const int64_t tasks = (rows + rows_per_task - 1) / rows_per_task;
   pool.ParallelFor(tasks, [&](int64_t task, int worker) {
     const int64_t begin = task * rows_per_task;

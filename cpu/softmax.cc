@@ -48,6 +48,38 @@ float ScaledMaximum(const X* x, int64_t columns, float scale) {
   return result;
 }
 
+// out = exp(scale * x - shift); returns the sum. f32 within blocks, f64 across them: a long row's
+// sum would lose bits with the few lanes of the narrow targets.
+template <typename X>
+double Exponentials(const X* x, float* out, int64_t columns, float scale, float shift) {
+  constexpr int64_t kBlock = 64 * kLanes;
+  const FloatTag d;
+  const FloatVec scales = hn::Set(d, scale);
+  const FloatVec shifts = hn::Set(d, shift);
+  double total = 0.0;
+  for (int64_t n = 0; n < columns;) {
+    const int64_t end = std::min(columns, n + kBlock);
+    FloatVec sum0 = hn::Zero(d), sum1 = hn::Zero(d);
+    for (; n + 2 * kLanes <= end; n += 2 * kLanes) {
+      const FloatVec e0 = ExpFloats(hn::MulSub(LoadFloats(x + n), scales, shifts));
+      const FloatVec e1 = ExpFloats(hn::MulSub(LoadFloats(x + n + kLanes), scales, shifts));
+      StoreFloats(e0, out + n);
+      StoreFloats(e1, out + n + kLanes);
+      sum0 = hn::Add(sum0, e0);
+      sum1 = hn::Add(sum1, e1);
+    }
+    for (int64_t count; n < end; n += count) {
+      count = std::min(kLanes, end - n);
+      const FloatVec e = ExpFloats(hn::MulSub(LoadTail(x + n, count), scales, shifts));
+      StoreTail(e, out + n, count);
+      const auto valid = hn::FirstN(d, static_cast<size_t>(count));
+      sum1 = hn::Add(sum1, hn::IfThenElseZero(valid, e));
+    }
+    total += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1))));
+  }
+  return total;
+}
+
 template <typename X, typename Out>
 void SoftmaxRow(const X* x, Out* out, float* scratch, int64_t columns, float scale) {
   const FloatTag d;
@@ -57,28 +89,10 @@ void SoftmaxRow(const X* x, Out* out, float* scratch, int64_t columns, float sca
   float* exponentials = scratch;
   if constexpr (std::is_same_v<Out, float>) exponentials = out;
 
-  const FloatVec scales = hn::Set(d, scale);
-  const FloatVec shifts = hn::Set(d, shift);
-  FloatVec sum0 = hn::Zero(d), sum1 = hn::Zero(d);
-  int64_t n = 0;
-  for (; n + 2 * kLanes <= columns; n += 2 * kLanes) {
-    const FloatVec e0 = ExpFloats(hn::MulSub(LoadFloats(x + n), scales, shifts));
-    const FloatVec e1 = ExpFloats(hn::MulSub(LoadFloats(x + n + kLanes), scales, shifts));
-    StoreFloats(e0, exponentials + n);
-    StoreFloats(e1, exponentials + n + kLanes);
-    sum0 = hn::Add(sum0, e0);
-    sum1 = hn::Add(sum1, e1);
-  }
-  for (int64_t count; n < columns; n += count) {
-    count = std::min(kLanes, columns - n);
-    const FloatVec e = ExpFloats(hn::MulSub(LoadTail(x + n, count), scales, shifts));
-    StoreTail(e, exponentials + n, count);
-    const auto valid = hn::FirstN(d, static_cast<size_t>(count));
-    sum1 = hn::Add(sum1, hn::IfThenElseZero(valid, e));
-  }
-  const float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
+  const float sum = static_cast<float>(Exponentials(x, exponentials, columns, scale, shift));
   const FloatVec factor = hn::Set(d, sum == 0.0f ? 0.0f : 1.0f / sum);
-  for (n = 0; n + kLanes <= columns; n += kLanes) {
+  int64_t n = 0;
+  for (; n + kLanes <= columns; n += kLanes) {
     StoreFloats(hn::Mul(LoadFloats(exponentials + n), factor), out + n);
   }
   if (n < columns) {
@@ -93,16 +107,15 @@ absl::Status Softmax(const KernelContext& context, const SoftmaxArgs& args) {
   float* scratch = nullptr;
   if (args.out.dtype != DType::kF32) {
     scratch = context.workspace->Take<float>(pool.size() * columns);
-    if (scratch == nullptr && !args.x.empty()) {
-      return absl::InternalError("softmax: workspace too small");
-    }
+    if (!context.workspace->ok()) return absl::InternalError("softmax: workspace too small");
   }
   DispatchFloat(args.x.dtype, [&]<typename X>() {
     DispatchFloat(args.out.dtype, [&]<typename Out>() {
       ParallelRows(pool, args.x.dim(0), columns, [&](int64_t begin, int64_t end, int worker) {
         for (int64_t r = begin; r < end; ++r) {
           SoftmaxRow(args.x.At<X>(r * args.x.stride(0)), args.out.At<Out>(r * args.out.stride(0)),
-                     scratch + worker * columns, columns, args.scale);
+                     scratch == nullptr ? nullptr : scratch + worker * columns, columns,
+                     args.scale);
         }
       });
     });

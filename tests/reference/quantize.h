@@ -1,0 +1,14 @@
+// GGUF's reference quantisers by their definition (core/ops/cast.h), on host memory.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "core/tensor_view.h"
+
+namespace tandem::reference {
+
+// The bytes of x [R, N] f32 in a block format, row by row. x must be finite.
+std::vector<std::byte> QuantizedBytes(const TensorView& x, DType format);
+
+}  // namespace tandem::reference
