@@ -100,6 +100,10 @@ absl::StatusOr<RopeFrequencies> RopeInverseFrequencies(int64_t rotary_dim, doubl
     result.magnitude =
         static_cast<float>(scaling.attention_factor * (1.0 + 0.1 * std::log(scaling.factor)));
   }
+  if (!std::isfinite(result.magnitude)) {
+    return InvalidArgument("attention_factor: expected a finite number, got ",
+                           scaling.attention_factor);
+  }
   for (int64_t i = 0; i < pairs; ++i) {
     double f = std::pow(base, -2.0 * static_cast<double>(i) / dim);
     if (!scaling.divisors.empty()) {
@@ -126,7 +130,13 @@ absl::StatusOr<RopeFrequencies> RopeInverseFrequencies(int64_t rotary_dim, doubl
         break;
       }
     }
-    result.inv_freq.push_back(static_cast<float>(f));
+    // Absurd parameters (a base of 1 under YaRN, 1e-300, ...) meet here.
+    const auto rounded = static_cast<float>(f);
+    if (!std::isfinite(rounded)) {
+      return InvalidArgument("base ", base, " and the scaling parameters give no finite frequency ",
+                             "at pair ", i);
+    }
+    result.inv_freq.push_back(rounded);
   }
   return result;
 }
