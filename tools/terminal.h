@@ -23,10 +23,10 @@ class Progress {
   ~Progress();
   // `done` of `total` units; redraws at most ten times a second.
   void Update(int64_t done, int64_t total, const std::string& note = "");
-
- private:
+  // Takes the bar off the screen, before other output.
   void Clear();
 
+ private:
   std::string label_;
   bool visible_;
   bool drawn_ = false;
