@@ -43,7 +43,9 @@ if(TANDEM_WERROR)
 endif()
 
 if(TANDEM_SANITIZE)
-  target_compile_options(tandem_options INTERFACE -fsanitize=${TANDEM_SANITIZE}
+  # -O1: instrumented code is slow either way, and the unrolled SIMD kernels take several times longer to
+  # compile at -O2.
+  target_compile_options(tandem_options INTERFACE -O1 -g1 -fsanitize=${TANDEM_SANITIZE}
                                                   -fno-omit-frame-pointer)
   target_compile_definitions(tandem_options INTERFACE _GLIBCXX_ASSERTIONS)  # e.g. span bounds
   if(TANDEM_SANITIZE MATCHES "undefined")
