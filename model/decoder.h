@@ -43,6 +43,7 @@ struct ModelOptions {
   bool pack_weights = false;
 };
 
+// Uses memory of the context it was loaded in, which must outlive it.
 class Model {
  public:
   static absl::StatusOr<std::shared_ptr<const Model>> Load(Context& context,
