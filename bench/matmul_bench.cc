@@ -1,0 +1,285 @@
+// Matrix products on the CPU against two yardsticks measured in the same process, in turns with the
+// thing itself.
+//
+//   Gemm   M = 16 .. 512 over a decoder layer's weights, from DRAM (matrices in rotation, together
+//          beyond the last cache). GFLOP_s; of_onednn: over raw oneDNN's rate at its best: f32,
+//          weights in its own packed format (made beforehand), one call for the whole product, its
+//          own OpenMP threads. of_fma: over the measured FMA rate.
+//   Gemv   M = 1 .. 8. GB_s over the bytes of the weights, which come from DRAM; of_read: over the
+//          measured read bandwidth.
+//
+// One thread is timed by its processor time, so that a busy machine disturbs less; several threads
+// by the clock. Rates are those of the fastest iteration, ours and the yardstick's alike.
+//
+//   matmul_bench --benchmark_filter='Gemm/f16/.*threads:1$'
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <memory>
+#include <random>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/ops/matmul.h"
+#include "cpu/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/stream.h"
+#include "oneapi/dnnl/dnnl.hpp"
+
+// OpenMP's C interface: oneDNN's thread count.
+extern "C" void omp_set_num_threads(int);
+
+namespace tandem::cpu {
+namespace {
+
+constexpr int64_t kColdBytes = int64_t{96} << 20;  // beyond the last-level cache of most machines
+
+int AllThreads() { return DescribeCpu().cores; }
+
+double Seconds(int threads) {
+  if (threads > 1) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+struct WeightShape {
+  int64_t n, k;
+};
+constexpr WeightShape kShapes[] = {{2048, 2048}, {5632, 2048}, {2048, 5632}, {4096, 4096}};
+
+// Activations, and enough copies of a weight matrix to come from DRAM every time.
+class Problem {
+ public:
+  Problem(DType dtype, int64_t m, WeightShape shape)
+      : m_(m), shape_(shape), allocator_(MakeHostAllocator()) {
+    const int64_t bytes = ByteOffset(dtype, shape.n * shape.k);
+    for (int64_t i = 0; i < kColdBytes / bytes + 1; ++i) {
+      weights_.push_back(allocator_->Allocate(bytes).value());
+      Fill(dtype, shape.n * shape.k, weights_.back()->data());
+      MatMulArgs args;
+      args.b = MakeView(weights_.back()->data(), dtype, {shape.n, shape.k});
+      calls_.push_back(args);
+    }
+    a_ = allocator_->Allocate(m * shape.k * 4).value();
+    out_ = allocator_->Allocate(m * shape.n * 4).value();
+    Fill(DType::kF32, m * shape.k, a_->data());
+    for (MatMulArgs& args : calls_) {
+      args.a = MakeView(a_->data(), DType::kF32, {m, shape.k});
+      args.out = MakeView(out_->data(), DType::kF32, {m, shape.n});
+    }
+  }
+
+  std::vector<MatMulArgs>& calls() { return calls_; }
+  int64_t weight_bytes() const { return weights_.front()->bytes(); }
+  double flops() const { return 2.0 * m_ * shape_.n * shape_.k; }
+
+ private:
+  static void Fill(DType dtype, int64_t count, void* data) {
+    std::mt19937 random(1);
+    std::vector<float> values(8191);  // a prime length, repeated
+    for (float& x : values) x = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);
+    if (IsBlockQuantized(dtype)) {
+      auto* bytes = static_cast<uint8_t*>(data);
+      const int64_t block = BlockBytes(dtype);
+      for (int64_t b = 0; b < count / BlockLength(dtype); ++b) {
+        const F16 scale = ToF16(values[static_cast<size_t>(b % 8191)] / 64);
+        std::copy_n(reinterpret_cast<const uint8_t*>(&scale), 2, bytes + b * block);
+        for (int64_t i = 2; i < block; ++i) {
+          bytes[b * block + i] = static_cast<uint8_t>((b * 31 + i * 7) & 255);
+        }
+      }
+      return;
+    }
+    DispatchFloat(dtype, [&]<typename T>() {
+      for (int64_t i = 0; i < count; ++i) {
+        static_cast<T*>(data)[i] = FromFloat<T>(values[static_cast<size_t>(i % 8191)]);
+      }
+    });
+  }
+
+  int64_t m_;
+  WeightShape shape_;
+  std::unique_ptr<Allocator> allocator_;
+  std::vector<std::shared_ptr<Buffer>> weights_;
+  std::shared_ptr<Buffer> a_, out_;
+  std::vector<MatMulArgs> calls_;
+};
+
+// oneDNN called directly, as a careful user would: one f32 primitive, weights packed beforehand.
+class RawOneDnn {
+ public:
+  RawOneDnn(int64_t m, WeightShape shape, int threads) : threads_(threads) {
+    omp_set_num_threads(threads);
+    using dnnl::memory;
+    const memory::desc a({m, shape.k}, memory::data_type::f32, memory::format_tag::ab);
+    const memory::desc b({shape.k, shape.n}, memory::data_type::f32, memory::format_tag::any);
+    const memory::desc c({m, shape.n}, memory::data_type::f32, memory::format_tag::ab);
+    const dnnl::matmul::primitive_desc desc(engine_, a, b, c);
+    product_ = dnnl::matmul(desc);
+    const auto filled = [&](const memory::desc& d) {
+      memory result(d, engine_);
+      std::fill_n(static_cast<float*>(result.get_data_handle()), d.get_size() / 4, 0.5f);
+      return result;
+    };
+    const auto bytes = static_cast<int64_t>(desc.weights_desc().get_size());
+    for (int64_t i = 0; i < kColdBytes / bytes + 1; ++i) {
+      arguments_.push_back({{DNNL_ARG_SRC, filled(a)},
+                            {DNNL_ARG_WEIGHTS, filled(desc.weights_desc())},
+                            {DNNL_ARG_DST, filled(c)}});
+    }
+  }
+  double Time() {
+    omp_set_num_threads(threads_);
+    const double begin = Seconds(threads_);
+    product_.execute(stream_, arguments_[next_++ % arguments_.size()]);
+    stream_.wait();
+    return Seconds(threads_) - begin;
+  }
+
+ private:
+  int threads_;
+  dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream_{engine_};
+  dnnl::matmul product_;
+  std::vector<std::unordered_map<int, dnnl::memory>> arguments_;
+  size_t next_ = 0;
+};
+
+// Runs the kernel that the registry would choose.
+class Runner {
+ public:
+  explicit Runner(int threads)
+      : threads_(threads), stream_(std::make_shared<ThreadPool>(threads), DetectCpu()) {}
+
+  const Kernel<MatMulArgs>* Choose(const MatMulArgs& args) {
+    for (const Kernel<MatMulArgs>& kernel : Kernels<MatMulArgs>()) {
+      if (!kernel.supports({&stream_, nullptr}, args).ok()) continue;
+      const int64_t bytes = kernel.workspace_bytes({&stream_, nullptr}, args);
+      scratch_ = allocator_->Allocate(bytes).value();
+      return &kernel;
+    }
+    return nullptr;
+  }
+  double Time(const Kernel<MatMulArgs>& kernel, const MatMulArgs& args) {
+    const double begin = Seconds(threads_);
+    Workspace workspace(scratch_->data(), scratch_->bytes());
+    const absl::Status status = kernel.run({&stream_, &workspace}, args);
+    const double seconds = Seconds(threads_) - begin;
+    return status.ok() ? seconds : 1e30;
+  }
+
+ private:
+  int threads_;
+  CpuStream stream_;
+  std::unique_ptr<Allocator> allocator_ = MakeHostAllocator();
+  std::shared_ptr<Buffer> scratch_;
+};
+
+void Gemm(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightShape shape,
+          int threads) {
+  Problem problem(dtype, m, shape);
+  std::vector<std::unique_ptr<PackedWeights>> weights;
+  if (packed) {
+    auto backend = MakeCpuBackend({.threads = threads, .isa = std::nullopt}).value();
+    for (MatMulArgs& args : problem.calls()) {
+      weights.push_back(PackWeights(*backend, args.b).value());
+      args.b_packed = weights.back().get();
+    }
+  }
+  Runner runner(threads);
+  const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
+  if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
+  RawOneDnn raw(m, shape, threads);
+  double ours = 1e30, theirs = 1e30;
+  size_t i = 0;
+  for (auto _ : state) {
+    const MatMulArgs& args = problem.calls()[i++ % problem.calls().size()];
+    const double seconds = runner.Time(*kernel, args);
+    state.SetIterationTime(seconds);
+    ours = std::min(ours, seconds);
+    theirs = std::min(theirs, raw.Time());
+  }
+  state.SetLabel(std::string(kernel->name));
+  state.counters["GFLOP_s"] = problem.flops() / ours / 1e9;
+  state.counters["of_onednn"] = theirs / ours;
+  state.counters["of_fma"] =
+      problem.flops() / ours / 1e9 / MeasureFmaRate(threads, DetectCpu().isa);
+}
+
+void Gemv(benchmark::State& state, DType dtype, int64_t m, WeightShape shape, int threads) {
+  Problem problem(dtype, m, shape);
+  Runner runner(threads);
+  const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
+  if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
+  double best = 1e30;
+  size_t i = 0;
+  double read = MeasureReadBandwidth(threads, 2 * kColdBytes);
+  for (auto _ : state) {
+    const MatMulArgs& args = problem.calls()[i++ % problem.calls().size()];
+    const double seconds = runner.Time(*kernel, args);
+    state.SetIterationTime(seconds);
+    best = std::min(best, seconds);
+  }
+  read = std::max(read, MeasureReadBandwidth(threads, 2 * kColdBytes));
+  state.SetLabel(std::string(kernel->name));
+  state.counters["GB_s"] = static_cast<double>(problem.weight_bytes()) / best / 1e9;
+  state.counters["read_GB_s"] = read;
+  state.counters["of_read"] = static_cast<double>(problem.weight_bytes()) / best / 1e9 / read;
+}
+
+std::string NameOf(const char* what, const std::string& dtype, int64_t m, WeightShape shape,
+                   int threads) {
+  return std::string(what) + "/" + dtype + "/m:" + std::to_string(m) +
+         "/n:" + std::to_string(shape.n) + "/k:" + std::to_string(shape.k) +
+         "/threads:" + std::to_string(threads);
+}
+
+void RegisterAll() {
+  const DType weights[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
+  std::vector<int> thread_counts = {1};
+  if (AllThreads() > 1) thread_counts.push_back(AllThreads());
+  for (const int threads : thread_counts) {
+    for (const DType dtype : weights) {
+      const std::string name(Name(dtype));
+      for (const WeightShape shape : kShapes) {
+        for (const int64_t m : {1, 2, 4, 8}) {
+          benchmark::RegisterBenchmark(
+              NameOf("Gemv", name, m, shape, threads).c_str(),
+              [=](benchmark::State& state) { Gemv(state, dtype, m, shape, threads); })
+              ->UseManualTime()
+              ->MinTime(0.1);
+        }
+        for (const bool packed : {true, false}) {
+          if (packed && dtype != DType::kF32) continue;
+          for (const int64_t m : {16, 32, 64, 128, 512}) {
+            benchmark::RegisterBenchmark(
+                NameOf("Gemm", packed ? name + "_packed" : name, m, shape, threads).c_str(),
+                [=](benchmark::State& state) { Gemm(state, dtype, packed, m, shape, threads); })
+                ->UseManualTime()
+                ->MinTime(0.1);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+int main(int argc, char** argv) {
+  tandem::cpu::RegisterAll();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
