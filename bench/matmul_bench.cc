@@ -11,7 +11,7 @@
 // One thread is timed by its processor time, so that a busy machine disturbs less; several threads
 // by the clock. Rates are those of the fastest iteration, ours and the yardstick's alike.
 //
-//   matmul_bench --benchmark_filter='Gemm/f16/.*threads:1$'
+//   matmul_bench --benchmark_filter='Gemm/f16/.*threads:1/'
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

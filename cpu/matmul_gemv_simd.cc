@@ -1,17 +1,16 @@
 // Matrix-vector product and its neighbours (M <= 8), as decoding does: limited by reading b once.
 //
 // Algorithm: dot products of stored weight rows with f32 activations. Weights are widened (or, for
-// q8_0 and q4_0, scaled) in registers and multiplied in f32, so the only error beside rounding is
-// the format's own: the activations are not quantised. Integer dot products (vpdpbusd on quantised
-// activations, as ggml does) would be needed only if the f32 arithmetic were slower than memory; it
-// is not, see bench/matmul_bench.cc.
-// Mapping: one task per strip of kStrip output features, whatever the thread count. Inside, kRows
-// weight rows at a time are streamed once for all M activation rows; each (row, m) pair has its own
-// accumulator. While a group of rows is multiplied the next group is prefetched line by line: rows
-// are too short (2 to 8 KiB) for the hardware's prefetchers to get going, and q8_0 from DRAM
-// reached 7 GB/s a core without it, 36 with it (Zen 5, K = 2048). Memory: each byte of b is read
-// once; the activations (M * K f32) stay in L1 or L2. Range: M <= 8, b in stored form (K
-// contiguous), any float or block dtype, any N, K and batch.
+//   q8_0 and q4_0, scaled) in registers and multiplied in f32, so the only error beside rounding is
+//   the format's own: activations are not quantised, unlike in ggml, whose integer dot products are
+//   faster only for several rows of q8_0 and q4_0 at a time.
+// Mapping: one task per strip of kStrip output features, whatever the thread count. A strip walks
+//   its weight rows in memory order, a chunk of K at a time, with several independent sums per row.
+//   The rows kAheadBytes further on are prefetched: rows are too short (2 to 8 KiB) for the
+//   hardware's prefetchers to get going. Measured on one Zen 5 core that reads 45 GB/s, M = 1,
+//   K = 2048: q8_0 7 GB/s without, 33 with; f16 31 GB/s with four rows side by side, 47 in order.
+// Memory: each byte of b is read once; the activations (M * K f32) stay in L1 or L2.
+// Range: M <= 8, b in stored form (K contiguous), any float or block dtype, any N, K and batch.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/matmul_gemv_simd.cc"
 // clang-format off
@@ -31,55 +30,108 @@
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-constexpr int64_t kStrip = 64;  // output features per task
+constexpr int64_t kStrip = 64;         // output features per task
+constexpr int64_t kAheadBytes = 8192;  // from a prefetch to its use: 200 ns at 40 GB/s
 
-// sums[r * kM + m] = dot(weight row r, activation row m), for kRows rows of plain floats. The rows
-// `ahead` elements (blocks) further on are prefetched.
+template <typename T>
+constexpr int64_t kBlockLength = 1;
+template <>
+constexpr int64_t kBlockLength<BlockQ8_0> = BlockQ8_0::kLength;
+template <>
+constexpr int64_t kBlockLength<BlockQ4_0> = BlockQ4_0::kLength;
+
+// Elements of K per pass over a strip: the activations of a pass stay in L1 (16 KiB; 32 for a
+// single row).
+template <int kM>
+constexpr int64_t kChunk = kM == 1 ? 8192 : 4096 / kM;
+
+// Requests the cache lines of kBytes bytes.
+template <int64_t kBytes, typename T>
+HWY_INLINE void PrefetchLines(const T* from) {
+  const char* line = reinterpret_cast<const char*>(from);
+  for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(line + byte, 0, 2);
+}
+
+// Keeps one load one load: GCC would repeat it as the memory operand of every multiply-add.
+HWY_INLINE FloatVector LoadActivation(const float* from) {
+  FloatVector x = LoadFloats(from);
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  asm("" : "+v"(x.raw));
+#endif
+  return x;
+}
+
+// Independent sums per output, so that two FMA units of 4 cycles' latency stay busy.
+constexpr int SumsPerOutput(int outputs) { return outputs >= 8 ? 1 : (outputs >= 4 ? 2 : 4); }
+
+// sum[r * kM + m] += dot(weight row r, activation row m) over `count` elements of plain floats. The
+// rows at `ahead` are prefetched at the same pace. x: see InterleaveActivations.
 template <typename T, int kRows, int kM>
-HWY_INLINE void DotRows(const T* const* w, const float* x, int64_t x_stride, int64_t k,
-                        int64_t ahead, FloatVector* sums) {
+HWY_INLINE void DotRows(const T* const* w, const T* const* ahead, const float* x, int64_t count,
+                        FloatVector* sum) {
   const FloatTag d;
-  FloatVector sum[kRows * kM];
-  for (int i = 0; i < kRows * kM; ++i) sum[i] = hn::Zero(d);
+  constexpr int kSums = SumsPerOutput(kRows * kM);
+  // Whole cache lines per step.
+  constexpr int kUnroll =
+      std::max(kSums, static_cast<int>(64 / (kLanes * static_cast<int64_t>(sizeof(T)))));
+  FloatVector local[kSums * kRows * kM];
+  for (int j = 0; j < kRows * kM; ++j) local[j] = sum[j];
+  for (int j = kRows * kM; j < kSums * kRows * kM; ++j) local[j] = hn::Zero(d);
   int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) {
-    FloatVector weight[kRows];
+  for (; i + kUnroll * kLanes <= count; i += kUnroll * kLanes) {
     for (int r = 0; r < kRows; ++r) {
-      weight[r] = LoadFloats(w[r] + i);
-      __builtin_prefetch(w[r] + ahead + i, 0, 2);
+      PrefetchLines<kUnroll * kLanes* static_cast<int64_t>(sizeof(T))>(ahead[r] + i);
     }
-    for (int m = 0; m < kM; ++m) {
-      const auto activation = LoadFloats(x + m * x_stride + i);
-      for (int r = 0; r < kRows; ++r) {
-        sum[r * kM + m] = hn::MulAdd(weight[r], activation, sum[r * kM + m]);
+    for (int u = 0; u < kUnroll; ++u) {
+      FloatVector weight[kRows];
+      for (int r = 0; r < kRows; ++r) weight[r] = LoadFloats(w[r] + i + u * kLanes);
+      for (int m = 0; m < kM; ++m) {
+        const auto activation = LoadActivation(x + (i + u * kLanes) * kM + m * kLanes);
+        for (int r = 0; r < kRows; ++r) {
+          FloatVector& to = local[(u % kSums) * kRows * kM + r * kM + m];
+          to = hn::MulAdd(weight[r], activation, to);
+        }
       }
     }
   }
-  for (int j = 0; j < kRows * kM; ++j) sums[j] = hn::SumOfLanes(d, sum[j]);
-  for (; i < k; ++i) {
+  for (; i + kLanes <= count; i += kLanes) {
     for (int r = 0; r < kRows; ++r) {
-      const auto weight = hn::Set(d, ToFloat(w[r][i]));
+      const auto weight = LoadFloats(w[r] + i);
       for (int m = 0; m < kM; ++m) {
-        sums[r * kM + m] = hn::MulAdd(weight, hn::Set(d, x[m * x_stride + i]), sums[r * kM + m]);
+        const auto activation = LoadActivation(x + i * kM + m * kLanes);
+        local[r * kM + m] = hn::MulAdd(weight, activation, local[r * kM + m]);
+      }
+    }
+  }
+  for (int j = 0; j < kRows * kM; ++j) {
+    for (int s = 1; s < kSums; ++s) local[j] = hn::Add(local[j], local[s * kRows * kM + j]);
+    sum[j] = local[j];
+  }
+  for (int64_t lane = 0; i < count; ++i, ++lane) {  // the last elements, in the first lane
+    for (int r = 0; r < kRows; ++r) {
+      for (int m = 0; m < kM; ++m) {
+        HWY_ALIGN float product[kLanes] = {ToFloat(w[r][i]) *
+                                           x[(i - lane) * kM + m * kLanes + lane]};
+        sum[r * kM + m] = hn::Add(sum[r * kM + m], LoadFloats(product));
       }
     }
   }
 }
 
-// The same for rows of quantised blocks.
+// The same for rows of quantised blocks; `count` is a number of elements, whole blocks.
 template <typename Block, int kRows, int kM>
-HWY_INLINE void DotBlockRows(const Block* const* w, const float* x, int64_t x_stride, int64_t k,
-                             int64_t ahead, FloatVector* sums) {
+HWY_INLINE void DotBlockRows(const Block* const* w, const Block* const* ahead, const float* x,
+                             int64_t count, FloatVector* sum) {
   const FloatTag d;
-  FloatVector sum[kRows * kM];
-  for (int i = 0; i < kRows * kM; ++i) sum[i] = hn::Zero(d);
-  for (int64_t b = 0; b < k / Block::kLength; ++b) {
-    const float* block_x = x + b * Block::kLength;
+  constexpr int kSums = SumsPerOutput(kRows * kM);
+  constexpr int kUnroll = 4;  // blocks: about two cache lines of q8_0
+  FloatVector local[kSums * kRows * kM];
+  for (int j = 0; j < kRows * kM; ++j) local[j] = sum[j];
+  for (int j = kRows * kM; j < kSums * kRows * kM; ++j) local[j] = hn::Zero(d);
+  const auto add_block = [&](int64_t b, FloatVector* to) HWY_ATTR {
+    const float* block_x = x + b * Block::kLength * kM;
     FloatVector scale[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      scale[r] = LoadScale(w[r][b].d);
-      __builtin_prefetch(w[r] + ahead + b, 0, 2);
-    }
+    for (int r = 0; r < kRows; ++r) scale[r] = LoadScale(w[r][b].d);
     if constexpr (kM == 1) {
       // One activation row: scaling the block's sum is cheaper than scaling its weights.
       for (int r = 0; r < kRows; ++r) {
@@ -87,65 +139,127 @@ HWY_INLINE void DotBlockRows(const Block* const* w, const float* x, int64_t x_st
         for (int64_t i = kLanes; i < Block::kLength; i += kLanes) {
           partial = hn::MulAdd(LoadQuants(w[r][b], i), LoadFloats(block_x + i), partial);
         }
-        sum[r] = hn::MulAdd(scale[r], partial, sum[r]);
+        to[r] = hn::MulAdd(scale[r], partial, to[r]);
       }
     } else {
       for (int64_t i = 0; i < Block::kLength; i += kLanes) {
         FloatVector weight[kRows];
         for (int r = 0; r < kRows; ++r) weight[r] = hn::Mul(scale[r], LoadQuants(w[r][b], i));
         for (int m = 0; m < kM; ++m) {
-          const auto activation = LoadFloats(block_x + m * x_stride + i);
+          const auto activation = LoadActivation(block_x + i * kM + m * kLanes);
           for (int r = 0; r < kRows; ++r) {
-            sum[r * kM + m] = hn::MulAdd(weight[r], activation, sum[r * kM + m]);
+            to[r * kM + m] = hn::MulAdd(weight[r], activation, to[r * kM + m]);
           }
         }
       }
     }
+  };
+  const int64_t blocks = count / Block::kLength;
+  int64_t b = 0;
+  for (; b + kUnroll <= blocks; b += kUnroll) {
+    for (int r = 0; r < kRows; ++r) {
+      PrefetchLines<kUnroll* static_cast<int64_t>(sizeof(Block))>(ahead[r] + b);
+    }
+    for (int u = 0; u < kUnroll; ++u) add_block(b + u, local + (u % kSums) * kRows * kM);
   }
-  for (int j = 0; j < kRows * kM; ++j) sums[j] = hn::SumOfLanes(d, sum[j]);
+  for (; b < blocks; ++b) add_block(b, local);
+  for (int j = 0; j < kRows * kM; ++j) {
+    for (int s = 1; s < kSums; ++s) local[j] = hn::Add(local[j], local[s * kRows * kM + j]);
+    sum[j] = local[j];
+  }
 }
 
-// Output features [n0, n0 + columns) of kM activation rows, into tile[m][kMaxTileColumns].
+// Output features [0, columns) of b, for kM activation rows, into tile[m][kMaxTileColumns]. b has
+// rows_to_end rows.
 template <typename T, int kM>
-HWY_NOINLINE void Strip(const T* b, int64_t b_stride, const float* x, int64_t x_stride,
+HWY_NOINLINE void Strip(const T* b, int64_t b_stride, int64_t rows_to_end, const float* x,
                         int64_t columns, int64_t k, float* tile) {
-  // Accumulators fit the registers (16 with AVX2, 32 with AVX-512) beside weights and activations.
-  constexpr int kRows = kLanes >= 16 ? (kM <= 4 ? 4 : 3) : (kM <= 2 ? 4 : (kM <= 4 ? 2 : 1));
-  const auto dot = [&]<int kCount>(int64_t n) HWY_ATTR {
-    const T* rows[kCount];
-    for (int r = 0; r < kCount; ++r) rows[r] = b + (n + r) * b_stride;
-    // The last rows of a strip fetch nothing ahead: what follows is another task's.
-    const int64_t ahead = n + 2 * kCount <= columns ? kCount * b_stride : 0;
-    FloatVector sums[kCount * kM];
-    if constexpr (std::is_same_v<T, BlockQ8_0> || std::is_same_v<T, BlockQ4_0>) {
-      DotBlockRows<T, kCount, kM>(rows, x, x_stride, k, ahead, sums);
-    } else {
-      DotRows<T, kCount, kM>(rows, x, x_stride, k, ahead, sums);
-    }
-    for (int r = 0; r < kCount; ++r) {
-      for (int m = 0; m < kM; ++m) {
-        tile[m * kMaxTileColumns + n + r] = hn::GetLane(sums[r * kM + m]);
+  const FloatTag d;
+  // One row at a time walks memory in order. With many activation rows, two weight rows share each
+  // activation that is loaded.
+  constexpr int kRows = kM <= 2 || kLanes < 16 ? 1 : 2;
+  HWY_ALIGN float partial[kStrip * kM * kLanes];  // sums between chunks
+  for (int64_t begin = 0; begin == 0 || begin < k; begin += kChunk<kM>) {
+    const int64_t count = std::min(kChunk<kM>, k - begin);
+    const bool first = begin == 0, last = begin + count >= k;
+    const T* chunk = b + begin / kBlockLength<T>;
+    const int64_t chunk_bytes =
+        std::max<int64_t>(count / kBlockLength<T> * static_cast<int64_t>(sizeof(T)), 1);
+    const int64_t rows_ahead = std::max<int64_t>(kRows, kAheadBytes / chunk_bytes);
+    // After the strip's rows come those of its next chunk; after the last chunk, the next strip,
+    // which is likely another worker's, but may as well be in its neighbour's cache.
+    const auto row_ahead = [&](int64_t n) {
+      const int64_t next = n + rows_ahead;
+      if (next < columns) return chunk + next * b_stride;
+      if (last) return (next < rows_to_end ? b + next * b_stride : chunk + n * b_stride);
+      return chunk + std::min(next - columns, columns - 1) * b_stride +
+             kChunk<kM> / kBlockLength<T>;
+    };
+    const auto dot = [&]<int kCount>(int64_t n) HWY_ATTR {
+      const T* rows[kCount];
+      const T* ahead[kCount];
+      for (int r = 0; r < kCount; ++r) {
+        rows[r] = chunk + (n + r) * b_stride;
+        ahead[r] = row_ahead(n + r);
       }
-    }
-  };
-  int64_t n = 0;
-  for (; n + kRows <= columns; n += kRows) dot.template operator()<kRows>(n);
-  for (; n < columns; ++n) dot.template operator()<1>(n);
+      FloatVector sums[kCount * kM];
+      float* saved = partial + n * kM * kLanes;
+      for (int j = 0; j < kCount * kM; ++j) {
+        sums[j] = first ? hn::Zero(d) : LoadFloats(saved + j * kLanes);
+      }
+      if constexpr (kBlockLength < T >> 1) {
+        DotBlockRows<T, kCount, kM>(rows, ahead, x + begin * kM, count, sums);
+      } else {
+        DotRows<T, kCount, kM>(rows, ahead, x + begin * kM, count, sums);
+      }
+      for (int j = 0; j < kCount * kM; ++j) {
+        if (last) {
+          tile[(j % kM) * kMaxTileColumns + n + j / kM] = hn::GetLane(hn::SumOfLanes(d, sums[j]));
+        } else {
+          StoreFloats(sums[j], saved + j * kLanes);
+        }
+      }
+    };
+    int64_t n = 0;
+    for (; n + kRows <= columns; n += kRows) dot.template operator()<kRows>(n);
+    for (; n < columns; ++n) dot.template operator()<1>(n);
+  }
 }
 
 // M rounded up to what Strip is compiled for; the rows in between are zeros.
 inline int64_t PaddedRows(int64_t m) { return m <= 1 ? 1 : (m <= 2 ? 2 : (m <= 4 ? 4 : 8)); }
 
-// f32 rows with K contiguous and no row missing are used where they lie.
+// One f32 row with K contiguous is used where it lies.
 inline bool UsesActivationsInPlace(const MatMulArgs& args) {
-  return args.a.dtype == DType::kF32 && (args.a.stride(-1) == 1 || args.k() <= 1) &&
-         PaddedRows(args.m()) == args.m();
+  return args.m() <= 1 && args.a.dtype == DType::kF32 && (args.a.stride(-1) == 1 || args.k() <= 1);
 }
 
-inline float* CarveActivations(Workspace& workspace, const MatMulArgs& args) {
-  if (UsesActivationsInPlace(args)) return nullptr;
+inline int64_t PaddedDepth(int64_t k) { return (k + kLanes - 1) / kLanes * kLanes; }
+
+struct GemvScratch {
+  float* x = nullptr;    // [batches of a][PaddedDepth * PaddedRows]
+  float* row = nullptr;  // [K]
+};
+inline GemvScratch CarveActivations(Workspace& workspace, const MatMulArgs& args) {
+  if (UsesActivationsInPlace(args)) return {};
   const int64_t batches = args.a.rank() == 3 ? args.a.dim(0) : 1;
-  return workspace.Take<float>(batches * PaddedRows(args.m()) * args.k());
+  return {workspace.Take<float>(batches * PaddedRows(args.m()) * PaddedDepth(args.k())),
+          workspace.Take<float>(args.k())};
+}
+
+// The activations of batch z as the strips read them, front to back: kLanes elements of K of the
+// first row, of the second, ..., of the last; the next kLanes elements; and so on. Rows and
+// elements that do not exist are zeros. (Rows side by side in their own order would be a power of
+// two apart, and evict each other from L1.)
+inline void InterleaveActivations(const MatMulArgs& args, int64_t offset, float* row, float* to) {
+  const int64_t k = args.k(), m = args.m(), padded = PaddedRows(m);
+  if (m != padded || k % kLanes != 0) std::fill_n(to, PaddedDepth(k) * padded, 0.0f);
+  for (int64_t i = 0; i < m; ++i) {
+    WidenViewRow(args.a, offset + args.a.stride(-2) * i, args.a.stride(-1), k, row);
+    for (int64_t j = 0; j < k; j += kLanes) {
+      std::copy_n(row + j, std::min(kLanes, k - j), to + j * padded + i * kLanes);
+    }
+  }
 }
 
 template <typename T>
@@ -155,22 +269,16 @@ absl::Status RunTyped(const KernelContext& context, const MatMulArgs& args) {
   const MatMulOperands operands(args);
   const int64_t a_batches = args.a.rank() == 3 ? args.a.dim(0) : 1;
 
-  float* x = CarveActivations(*context.workspace, args);
+  const GemvScratch scratch = CarveActivations(*context.workspace, args);
   if (!context.workspace->ok()) return absl::InternalError("gemv: workspace too small");
-  if (x != nullptr) {
-    for (int64_t row = 0; row < a_batches * padded; ++row) {
-      const int64_t z = row / padded, i = row % padded;
-      if (i < m) {
-        WidenViewRow(args.a, operands.a_batch * z + args.a.stride(-2) * i, args.a.stride(-1), k,
-                     x + row * k);
-      } else {
-        std::fill_n(x + row * k, k, 0.0f);
-      }
+  const bool in_place = UsesActivationsInPlace(args);
+  const int64_t x_batch = in_place ? operands.a_batch : PaddedDepth(k) * padded;
+  if (!in_place) {
+    for (int64_t z = 0; z < a_batches; ++z) {
+      InterleaveActivations(args, operands.a_batch * z, scratch.row, scratch.x + z * x_batch);
     }
   }
-  const int64_t x_stride = x != nullptr ? k : args.a.stride(-2);
-  const int64_t x_batch = x != nullptr ? (a_batches > 1 ? padded * k : 0) : operands.a_batch;
-  const float* x_base = x != nullptr ? x : args.a.As<float>();
+  const float* x = in_place ? args.a.As<float>() : scratch.x;
 
   const auto run = [&](int64_t task, int) HWY_ATTR {
     const int64_t z = task / strips, n0 = task % strips * kStrip;
@@ -180,19 +288,19 @@ absl::Status RunTyped(const KernelContext& context, const MatMulArgs& args) {
     const int64_t block = BlockLength(args.b.dtype);
     const int64_t b_stride = args.b.stride(-2) / block;
     const T* b = args.b.As<T>() + operands.b_batch * z / block + n0 * b_stride;
-    const float* rows = x_base + x_batch * z;
+    const float* rows = a_batches > 1 ? x + x_batch * z : x;
     switch (padded) {
       case 1:
-        Strip<T, 1>(b, b_stride, rows, x_stride, columns, k, tile);
+        Strip<T, 1>(b, b_stride, n - n0, rows, columns, k, tile);
         break;
       case 2:
-        Strip<T, 2>(b, b_stride, rows, x_stride, columns, k, tile);
+        Strip<T, 2>(b, b_stride, n - n0, rows, columns, k, tile);
         break;
       case 4:
-        Strip<T, 4>(b, b_stride, rows, x_stride, columns, k, tile);
+        Strip<T, 4>(b, b_stride, n - n0, rows, columns, k, tile);
         break;
       default:
-        Strip<T, 8>(b, b_stride, rows, x_stride, columns, k, tile);
+        Strip<T, 8>(b, b_stride, n - n0, rows, columns, k, tile);
         break;
     }
     FinishTile(args, operands, z, 0, m, n0, columns, tile, kMaxTileColumns);
