@@ -52,6 +52,7 @@ int Main(int argc, const char* const* argv) {
       "Environment: TANDEM_THREADS, TANDEM_ISA, TANDEM_DEVICE, TANDEM_KERNEL, TANDEM_TRACE,\n"
       "TANDEM_POLICY_FILE and TANDEM_POLICY_<FIELD> override the options of every command.");
   Action action;
+  AddGenerate(app, action);
   AddDevices(app, action);
   AddCheck(app, action);
   AddExplain(app, action);

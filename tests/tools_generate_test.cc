@@ -1,0 +1,138 @@
+// tandem generate, logits and bench-model on the demo model.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/cli.h"
+
+namespace tandem::tools {
+namespace {
+
+using ::testing::HasSubstr;
+
+const std::string kModel = std::string(TANDEM_SOURCE_DIR) + "/models/demo.gguf";
+
+std::string TempPath(const std::string& name) { return ::testing::TempDir() + "/" + name; }
+
+TEST(CliGenerate, AddsTwoNumbers) {
+  const CliResult result = RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_EQ(result.out, "23+45=68\n");
+  EXPECT_THAT(result.err, HasSubstr("tokens/s"));
+  EXPECT_THAT(result.err, HasSubstr("end_token"));
+}
+
+TEST(CliGenerate, RecallsAValue) {
+  const CliResult result = RunCli(
+      {"generate", "-m", kModel, "-p", "BA=KE\nQC=AD\nZL=MB\nQC?", "-n", "2", "--no-prompt"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_EQ(result.out, "AD\n");
+}
+
+TEST(CliGenerate, JsonExplainSaysWhatRanWhereAndWhy) {
+  const CliResult result =
+      RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4", "--json", "--explain"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object()) << result.out;
+  EXPECT_EQ(json["text"], "68");
+  EXPECT_EQ(json["stop"], "end_token");
+  EXPECT_GT(json["generation_tokens_per_second"].get<double>(), 0.0);
+  std::set<std::string> ops;
+  for (const auto& row : json["ops"]) {
+    ops.insert(row["op"].get<std::string>());
+    EXPECT_EQ(row["device"], "cpu");
+    EXPECT_FALSE(row["kernel"].get<std::string>().empty());
+    EXPECT_EQ(row["reason"], "the CPU is the only device present");
+  }
+  for (const char* op :
+       {"embedding", "rms_norm", "matmul", "rope", "kv_append", "attention", "silu_mul"}) {
+    EXPECT_TRUE(ops.count(op)) << op;
+  }
+}
+
+TEST(CliGenerate, ForcedKernelsAreTheOnesThatRan) {
+  const CliResult result =
+      RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4", "--json", "--explain",
+              "--kernel", "attention=reference", "--kernel", "matmul=reference"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  EXPECT_EQ(json["text"], "68");
+  for (const auto& row : json["ops"]) {
+    if (row["op"] == "attention" || row["op"] == "matmul") {
+      EXPECT_EQ(row["kernel"], "reference");
+    }
+  }
+}
+
+TEST(CliGenerate, TheTraceIsAChromeTrace) {
+  const std::string path = TempPath("tandem_trace.json");
+  const CliResult result =
+      RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4", "--trace", path});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  std::ifstream file(path);
+  const auto json = nlohmann::json::parse(file, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_GT(json["traceEvents"].size(), 50u);
+}
+
+TEST(CliGenerate, ASeedRepeatsASampledText) {
+  const std::vector<std::string> arguments = {
+      "generate",      "-m",  kModel,    "-p", "Once there was", "-n", "20",
+      "--temperature", "0.9", "--top-k", "40", "--seed",         "7"};
+  const CliResult first = RunCli(arguments), second = RunCli(arguments);
+  ASSERT_EQ(first.code, kExitOk) << first.err;
+  EXPECT_EQ(first.out, second.out);
+}
+
+TEST(CliGenerate, ErrorsNameWhatIsWrong) {
+  const CliResult missing = RunCli({"generate", "-m", "no/such.gguf", "-p", "x"});
+  EXPECT_EQ(missing.code, kExitUsage);
+  EXPECT_THAT(missing.err, HasSubstr("no/such.gguf"));
+  const std::string junk = TempPath("junk.gguf");
+  std::ofstream(junk) << "GGUF but not really";
+  const CliResult broken = RunCli({"generate", "-m", junk, "-p", "x"});
+  EXPECT_NE(broken.code, kExitOk);
+  EXPECT_THAT(broken.err, HasSubstr("junk.gguf"));
+  const CliResult trace =
+      RunCli({"generate", "-m", kModel, "-p", "1+1=", "--trace", "/no/such/folder/trace.json"});
+  EXPECT_EQ(trace.code, kExitUsage);
+  EXPECT_THAT(trace.err, HasSubstr("--trace"));
+  EXPECT_EQ(RunCli({"generate", "-p", "x"}).code, kExitUsage);
+  const CliResult device = RunCli({"generate", "-m", kModel, "-p", "x", "--device", "cuda"});
+  EXPECT_NE(device.code, kExitOk);
+  EXPECT_THAT(device.err, HasSubstr("cuda"));
+}
+
+TEST(CliLogits, WritesOneRowPerToken) {
+  const std::string path = TempPath("tandem_logits.bin");
+  const CliResult result =
+      RunCli({"logits", "-m", kModel, "--tokens", "1,5,9", "--out", path, "--json"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  const auto vocabulary = json["vocabulary"].get<uintmax_t>();
+  EXPECT_EQ(std::filesystem::file_size(path), 3 * 4 * vocabulary);
+  EXPECT_EQ(json["top"].size(), 5u);
+  EXPECT_EQ(RunCli({"logits", "-m", kModel, "--tokens", "1,x"}).code, kExitUsage);
+  EXPECT_EQ(RunCli({"logits", "-m", kModel, "--tokens", "999999"}).code, kExitUsage);
+}
+
+TEST(CliBenchModel, ReportsRatesAndBytes) {
+  const CliResult result = RunCli({"bench-model", "-m", kModel, "--prompt-tokens", "8",
+                                   "--gen-tokens", "2", "-r", "1", "--json"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_GT(json["prompt_tokens_per_second"].get<double>(), 0.0);
+  EXPECT_GT(json["generation_tokens_per_second"].get<double>(), 0.0);
+  EXPECT_GT(json["read_bandwidth_gbps"].get<double>(), 0.0);
+  EXPECT_GT(json["model_bytes"].get<int64_t>(), 1000000);
+  EXPECT_EQ(json["kv_bytes_per_token"].get<int64_t>(), 4 * 2 * 2 * 64 * 2);
+}
+
+}  // namespace
+}  // namespace tandem::tools
