@@ -25,7 +25,9 @@ struct CpuOptions {
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);
 
 // Repacks weights [N, K] (f32, f16, bf16) into the layout oneDNN multiplies fastest; costs a second
-// copy of the matrix. Unimplemented for block-quantised types, InvalidArgument for bad views.
+// copy of the matrix. Unimplemented for block-quantised types and for a backend limited to less
+// than the processor's instruction set (nothing would read the result); InvalidArgument for bad
+// views.
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
                                                            const TensorView& weights);
 

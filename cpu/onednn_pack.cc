@@ -5,6 +5,7 @@
 #include "core/status.h"
 #include "cpu/backend.h"
 #include "cpu/matmul_panels.h"
+#include "cpu/onednn_cache.h"
 #include "cpu/stream.h"
 
 namespace tandem::cpu {
@@ -26,9 +27,14 @@ absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
   const auto floats = CheckedMul(panels * kPanel, k);
   const auto bytes = floats ? CheckedMul(*floats, sizeof(float)) : std::nullopt;
   if (!bytes) return InvalidArgument("weights: size of ", ToString(weights), " overflows 64 bits");
-  TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<Buffer> buffer, backend.allocator().Allocate(*bytes));
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Stream> stream, backend.CreateStream());
   const auto& cpu_stream = static_cast<const CpuStream&>(*stream);
+  // Only oneDNN reads the panels, and it cannot be limited (see onednn_matmul.cc).
+  if (cpu_stream.features().isa != cpu_stream.onednn().isa()) {
+    return Unimplemented("weights: nothing reads packed weights when limited to ",
+                         std::string(Name(cpu_stream.features().isa)));
+  }
+  TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<Buffer> buffer, backend.allocator().Allocate(*bytes));
   const PanelOps& ops = PanelOpsFor(cpu_stream.features().isa);
   auto* data = static_cast<float*>(buffer->data());
   cpu_stream.pool().ParallelFor(panels, [&](int64_t panel, int) {
