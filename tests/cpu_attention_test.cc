@@ -16,6 +16,7 @@
 #include "core/ops/online_softmax.h"
 #include "cpu/kernels.h"
 #include "cpu/stream.h"
+#include "tests/allocation_counter.h"
 
 namespace {
 std::atomic<int64_t> g_allocations{0};  // counts every operator new of this test binary
@@ -28,6 +29,10 @@ __attribute__((noinline)) void* operator new(size_t bytes) {
 }
 __attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
 __attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
+
+namespace tandem {
+int64_t AllocationCount() { return g_allocations.load(std::memory_order_relaxed); }
+}  // namespace tandem
 
 namespace tandem::cpu {
 namespace {

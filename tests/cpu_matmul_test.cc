@@ -18,7 +18,9 @@
 #include "core/ops/matmul.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
+#include "cpu/onednn_cache.h"
 #include "cpu/stream.h"
+#include "tests/allocation_counter.h"
 
 namespace tandem::cpu {
 namespace {
@@ -324,8 +326,12 @@ TEST_F(CpuMatMulTest, DtypesAndOddSizes) {
     for (const DType b : kWeights) {
       for (const int64_t m : {1, 3, 8, 9, 17}) {
         for (const int64_t n : {1, 7, 33, 130}) {
-          for (int64_t k : {1, 5, 31, 64, 97}) {
-            if (IsBlockQuantized(b)) k = (k + 31) / 32 * 32;
+          for (int64_t k : {1, 31, 64, 97}) {
+            if (IsBlockQuantized(b)) {
+              if (k % 32 != 0) continue;
+            } else if (a != DType::kF32 && k != 97) {
+              continue;
+            }
             runs += Check({.m = m, .n = n, .k = k, .a = a, .b = b, .out = a});
             if (HasFailure()) return;
           }
@@ -333,7 +339,7 @@ TEST_F(CpuMatMulTest, DtypesAndOddSizes) {
       }
     }
   }
-  EXPECT_GT(runs, 1000);
+  EXPECT_GT(runs, 3000);
 }
 
 TEST_F(CpuMatMulTest, DecoderLayerShapesReduced) {
@@ -550,6 +556,59 @@ TEST_F(CpuMatMulTest, ForeignPackedWeightsAreRefused) {
     EXPECT_EQ(kernel.supports({&stream, nullptr}, p.args).code(), absl::StatusCode::kUnimplemented)
         << kernel.name;
   }
+}
+
+// After the first call (which prepares oneDNN's primitives) nothing is allocated. oneDNN's own
+// execute() builds a small argument map each time; its kernels are measured to show that this is a
+// few small objects per tile, not copies of matrices.
+TEST_F(CpuMatMulTest, RunAllocatesNothing) {
+  for (const DType b : {DType::kF32, DType::kF16, DType::kQ8_0}) {
+    for (const int64_t m : {1, 5, 40}) {
+      const Problem p = MakeProblem({.m = m, .n = 200, .k = 160, .b = b}, *backend_);
+      CpuStream stream(pool_, DetectCpu());
+      for (const Kernel<MatMulArgs>& kernel : Kernels<MatMulArgs>()) {
+        KernelContext context{&stream, nullptr};
+        if (!kernel.supports(context, p.args).ok()) continue;
+        const int64_t bytes = kernel.workspace_bytes(context, p.args);
+        const auto scratch = backend_->allocator().Allocate(bytes).value();
+        int64_t counts[2];
+        for (int64_t& count : counts) {
+          Workspace workspace(scratch->data(), bytes);
+          context.workspace = &workspace;
+          const int64_t before = AllocationCount();
+          ASSERT_TRUE(kernel.run(context, p.args).ok());
+          count = AllocationCount() - before;
+        }
+        if (kernel.name.find("onednn") == 0) {
+          EXPECT_LE(counts[1], 32) << kernel.name;  // 4 tiles
+        } else {
+          EXPECT_EQ(counts[1], 0) << kernel.name;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CpuMatMulTest, PrimitivesAreKeptAndBounded) {
+  OneDnnCache cache;
+  const auto first = cache.Get(16, 64, 2);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(cache.Get(16, 64, 2).value(), *first);
+  EXPECT_NE(cache.Get(16, 64, 3).value(), *first);
+  EXPECT_NE(cache.Get(8, 64, 2).value(), *first);
+  EXPECT_EQ(cache.size(), 3);
+  for (size_t i = 0; i < OneDnnCache::kCapacity + 5; ++i) {
+    ASSERT_TRUE(cache.Get(8, 1 + static_cast<int64_t>(i), 1).ok());
+  }
+  EXPECT_EQ(cache.size(), OneDnnCache::kCapacity);
+  EXPECT_NE(cache.Get(16, 64, 2).value(), *first);  // evicted, made again
+  // An evicted primitive stays usable while somebody holds it.
+  std::vector<float> a(16 * 64, 1.0f), panel(64 * 64, 0.5f), tile(16 * 64), scratch(65536);
+  auto* aligned =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) & ~uintptr_t{63});
+  ASSERT_LE((*first)->scratch_bytes(), 65536);
+  ASSERT_TRUE((*first)->Execute(a.data(), panel.data(), tile.data(), aligned, 1).ok());
+  EXPECT_EQ(tile, std::vector<float>(16 * 64, 32.0f));
 }
 
 TEST_F(CpuMatMulTest, KernelsSayWhyNot) {
