@@ -134,6 +134,32 @@ std::vector<Case> UsualCases() {
   return cases;
 }
 
+// Every group size with every head_dim with every relation of the lengths; the remaining fields
+// take turns.
+std::vector<Case> ShapeProduct() {
+  const auto lengths = Lengths({{0, 9}, {1, 1}, {1, 150}, {21, 21}, {13, 70}, {40, 17}});
+  const auto dtypes = DTypes(kUsualDTypes);
+  std::vector<Case> cases;
+  for (int64_t group : {1, 2, 4, 7, 8, 16}) {
+    for (int64_t head_dim : {32, 40, 64, 80, 96, 128, 192, 256}) {
+      for (const auto& set_lengths : lengths) {
+        const size_t turn = cases.size();
+        Case c;
+        SetHeads(c, 1 + static_cast<int64_t>(turn % 2), group);
+        c.head_dim = head_dim;
+        set_lengths(c);
+        dtypes[turn % dtypes.size()](c);  // five: no divisor of the other counts
+        c.lse = turn % 3 == 0;
+        c.causal = turn % 7 == 0 ? Causal::kNone : Causal::kBottomRight;
+        c.new_len = turn % 11 == 0 ? 1 : -1;
+        c.seed = static_cast<int64_t>(6000 + turn);
+        cases.push_back(c);
+      }
+    }
+  }
+  return cases;
+}
+
 // Everything the op allows.
 std::vector<Case> UnusualCases() {
   return Pairwise<Case>()
@@ -326,6 +352,7 @@ std::vector<Case> Case::Grid(GridSize size) {
   if (size == GridSize::kFull) {
     Append(cases, Bounded(UsualCases(), 30'000'000));
     Append(cases, Bounded(UnusualCases(), 10'000'000));
+    Append(cases, ShapeProduct());
     return cases;
   }
   std::erase_if(cases, [](const Case& c) { return c.kv_len > 5000 || c.q_len > 200; });
