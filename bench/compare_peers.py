@@ -51,7 +51,8 @@ def note(text: str) -> None:
 
 def tandem_turn(tandem: str, model: str, threads: int, args) -> dict:
     command = [tandem, "bench-model", "-m", model, "--prompt-tokens", str(args.prompt_tokens),
-               "--gen-tokens", str(args.gen_tokens), "--threads", str(threads), "--json"]
+               "--gen-tokens", str(args.gen_tokens), "--threads", str(threads),
+               "--repetitions", "1", "--json"]
     command += args.tandem_arg
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
