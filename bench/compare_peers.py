@@ -33,6 +33,8 @@ DECODE_LENGTHS = (64, 1024, 16384, 65536)
 PREFILL_LENGTHS = (128, 512, 2048)
 DRAM_BYTES = 1 << 30  # far beyond any last-level cache
 GEMM_SIZE = 1024
+RATES = ("prompt_tokens_per_second", "generation_tokens_per_second",
+         "prompt_tokens_per_cpu_second", "generation_tokens_per_cpu_second")
 
 
 def cpu_name() -> str:
@@ -75,12 +77,13 @@ def measure_model(model: str, threads: int, args) -> dict:
         peer.prompt_seconds(args.prompt_tokens)  # warm-up: faults the file in, starts the threads
         peer.generation_seconds(1)
         for i in range(args.repeat):
-            turn = {"llama_cpp": {
-                "prompt_tokens_per_second":
-                    args.prompt_tokens / peer.prompt_seconds(args.prompt_tokens, seed=i),
-                "generation_tokens_per_second":
-                    args.gen_tokens / peer.generation_seconds(args.gen_tokens, seed=i),
-            }}
+            turn = {"llama_cpp": {}}
+            for what, count, run in (("prompt", args.prompt_tokens, peer.prompt_seconds),
+                                     ("generation", args.gen_tokens, peer.generation_seconds)):
+                cpu = time.process_time()
+                turn["llama_cpp"][f"{what}_tokens_per_second"] = count / run(count, seed=i)
+                cpu = time.process_time() - cpu
+                turn["llama_cpp"][f"{what}_tokens_per_cpu_second"] = count / cpu
             if tandem:
                 turn["tandem"] = tandem_turn(tandem, model, threads, args)
             turns.append(turn)
@@ -90,11 +93,10 @@ def measure_model(model: str, threads: int, args) -> dict:
     entry = {"model": pathlib.Path(model).name, "file_bytes": size, "threads": threads,
              "prompt_tokens": args.prompt_tokens, "gen_tokens": args.gen_tokens, "turns": turns,
              "median": {}, "ratio": {}}
-    keys = ("prompt_tokens_per_second", "generation_tokens_per_second")
     for who in turns[0]:
-        entry["median"][who] = {k: statistics.median(t[who][k] for t in turns) for k in keys}
+        entry["median"][who] = {k: statistics.median(t[who][k] for t in turns) for k in RATES}
     if tandem:
-        for k in keys:
+        for k in RATES:
             ratios = [t["tandem"][k] / t["llama_cpp"][k] for t in turns]
             entry["ratio"][k] = {"median": statistics.median(ratios), "min": min(ratios),
                                  "max": max(ratios)}
@@ -160,13 +162,14 @@ def measure_attention(threads: int, args) -> dict:
     return entry
 
 
-def model_table(entries: list[dict]) -> list[str]:
-    lines = ["| model | threads | pp llama.cpp | pp Tandem | ratio | tg llama.cpp | tg Tandem | ratio "
-             "| tg limit | llama.cpp / Tandem share of it |",
+def model_table(entries: list[dict], per: str) -> list[str]:
+    """`per` is "second", or "cpu_second" (of one thread: what a quiet machine would show)."""
+    lines = ["| model | threads | pp llama.cpp | pp Tandem | ratio | tg llama.cpp | tg Tandem "
+             "| ratio | tg limit | llama.cpp / Tandem share of it |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     for e in entries:
         cells = [e["model"], str(e["threads"])]
-        for key in ("prompt_tokens_per_second", "generation_tokens_per_second"):
+        for key in (f"prompt_tokens_per_{per}", f"generation_tokens_per_{per}"):
             cells.append(f"{e['median']['llama_cpp'][key]:.2f}")
             if "tandem" in e["median"]:
                 r = e["ratio"][key]
@@ -174,7 +177,7 @@ def model_table(entries: list[dict]) -> list[str]:
                           f"{r['median']:.2f} ({r['min']:.2f}..{r['max']:.2f})"]
             else:
                 cells += ["-", "-"]
-        if "share_of_limit" in e:
+        if "share_of_limit" in e and per == "second":
             share = e["share_of_limit"]
             cells += [f"{e['generation_limit_tokens_per_second']:.2f}",
                       f"{100 * share['llama_cpp']:.0f} / {100 * share['tandem']:.0f} %"]
@@ -245,7 +248,12 @@ def main() -> int:
         text += ["", f"## Tokens per second, pp{args.prompt_tokens} and tg{args.gen_tokens}", "",
                  f"llama.cpp through llama-cpp-python {result['llama_cpp_python']}, native build; "
                  f"medians of {args.repeat} alternating turns; ratio = Tandem / llama.cpp. The tg limit is read "
-                 "bandwidth over the bytes one step must read.", "", *model_table(result["models"])]
+                 "bandwidth over the bytes one step must read.", "",
+                 *model_table(result["models"], "second")]
+        single = [e for e in result["models"] if e["threads"] == 1]
+        if single:
+            text += ["", "The same turns, one thread, per second of CPU time: other processes "
+                     "disturb these figures far less.", "", *model_table(single, "cpu_second")]
     if result["attention"]:
         text += ["", "## Attention in PyTorch", "",
                  f"torch {result['torch']} scaled_dot_product_attention, same tensors repeated, so "

@@ -4,10 +4,12 @@
 // Prompt: `prompt-tokens` pseudo-random tokens at once, logits of the last. Generation:
 // `gen-tokens` steps of one token from an empty cache (as llama-bench's pp and tg do). One warm-up,
 // then `repetitions` of each in turn; medians. A generated token reads every weight and the cache
-// once, so generation is bounded by read bandwidth over those bytes.
+// once, so generation is bounded by read bandwidth over those bytes. The rates per CPU second (one
+// thread: what a busy machine would show were it quiet) include threads that spin at a barrier.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -34,6 +36,8 @@ struct Options {
 double Seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+double CpuSeconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -74,15 +78,24 @@ absl::Status Run(const Options& o) {
   };
 
   Progress progress("bench-model");
-  std::vector<double> prompt_rates, generation_rates;
+  std::vector<double> prompt_rates, generation_rates, prompt_cpu_rates, generation_cpu_rates;
   for (int i = 0; i <= o.repetitions; ++i) {  // the first is the warm-up
+    const double cpu_start = CpuSeconds();
     TANDEM_ASSIGN_OR_RETURN(const double p, prompt_seconds());
+    const double cpu_middle = CpuSeconds();
     progress.Update(2 * i + 1, 2 * o.repetitions + 2, "prompt");
     TANDEM_ASSIGN_OR_RETURN(const double g, generation_seconds());
+    const double cpu_end = CpuSeconds();
     progress.Update(2 * i + 2, 2 * o.repetitions + 2, "generation");
     if (i == 0) continue;
-    if (o.prompt_tokens > 0) prompt_rates.push_back(static_cast<double>(o.prompt_tokens) / p);
-    if (o.gen_tokens > 0) generation_rates.push_back(static_cast<double>(o.gen_tokens) / g);
+    if (o.prompt_tokens > 0) {
+      prompt_rates.push_back(static_cast<double>(o.prompt_tokens) / p);
+      prompt_cpu_rates.push_back(static_cast<double>(o.prompt_tokens) / (cpu_middle - cpu_start));
+    }
+    if (o.gen_tokens > 0) {
+      generation_rates.push_back(static_cast<double>(o.gen_tokens) / g);
+      generation_cpu_rates.push_back(static_cast<double>(o.gen_tokens) / (cpu_end - cpu_middle));
+    }
   }
   const cpu::CpuInfo info = cpu::DescribeCpu();
   const int threads = context_options.threads > 0 ? context_options.threads : info.cores;
@@ -101,6 +114,9 @@ absl::Status Run(const Options& o) {
   const double bytes_per_token =
       static_cast<double>(model_bytes) +
       static_cast<double>(kv_bytes) * 0.5 * static_cast<double>(o.gen_tokens);
+  const double prompt_cpu_rate = prompt_cpu_rates.empty() ? 0.0 : Median(prompt_cpu_rates);
+  const double generation_cpu_rate =
+      generation_cpu_rates.empty() ? 0.0 : Median(generation_cpu_rates);
   const double share = generation_rate * bytes_per_token * 1e-9 / bandwidth;
 
   if (o.json) {
@@ -111,6 +127,8 @@ absl::Status Run(const Options& o) {
                                  {"generated_tokens", o.gen_tokens},
                                  {"prompt_tokens_per_second", prompt_rate},
                                  {"generation_tokens_per_second", generation_rate},
+                                 {"prompt_tokens_per_cpu_second", prompt_cpu_rate},
+                                 {"generation_tokens_per_cpu_second", generation_cpu_rate},
                                  {"model_bytes", model_bytes},
                                  {"kv_bytes_per_token", kv_bytes},
                                  {"read_bandwidth_gbps", bandwidth},
