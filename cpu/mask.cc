@@ -9,12 +9,15 @@
 // reference: asks the rule for every element.
 #include "core/ops/mask.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <limits>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/strip.h"
 #include "cpu/kernels.h"
 #include "cpu/row_tasks.h"
 #include "cpu/stream.h"
@@ -29,11 +32,28 @@ namespace {
 // Masks written per task: small ones are not worth a second thread.
 constexpr int64_t kMaskTaskElements = 65536;
 
-// From this output size on, non-temporal stores are faster: measured as about half the last cache.
-// A system that does not say how large that is counts as 32 MiB.
+// Size of the last-level cache next to this processor, as the kernel of the system reports it (the
+// C library's own figure adds up all of a socket). 32 MiB where it does not.
+int64_t ReadLastCacheBytes() {
+  int64_t bytes = int64_t{32} << 20;
+  const int file = open("/sys/devices/system/cpu/cpu0/cache/index3/size", O_RDONLY | O_CLOEXEC);
+  if (file < 0) return bytes;
+  char text[32] = {};  // "32768K"
+  int64_t kibibytes = 0;
+  if (read(file, text, sizeof(text) - 1) > 1 &&
+      absl::SimpleAtoi(absl::StripSuffix(absl::StripTrailingAsciiWhitespace(text), "K"),
+                       &kibibytes)) {
+    bytes = kibibytes << 10;
+  }
+  close(file);
+  return bytes;
+}
+
+// From this output size on, non-temporal stores are faster: measured between one and two times the
+// last cache.
 int64_t StreamingThreshold() {
-  const int64_t last_cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return (last_cache > 0 ? last_cache : int64_t{32} << 20) / 2;
+  static const int64_t threshold = ReadLastCacheBytes() / 2 * 3;
+  return threshold;
 }
 
 // The two values of a mask as bit patterns of its element type.
@@ -90,16 +110,11 @@ class RowFiller {
       const int64_t head = misaligned == 0 ? 0 : kLine / int64_t{sizeof(Bits)} - misaligned;
       for (; n < std::min(head, columns_); ++n) row_[n] = ValueAt(n);
     }
-    if (columns_ <= kShortRow * kLength) {
-      // A loop of known length beats runs whose lengths the branch predictor cannot know.
-      for (; n + kLength <= columns_; n += kLength) Store(Blend(n), n);
-    } else {
-      n = FillRun(n, visible_.begin, values_.hidden);
-      n = FillBoundary(n, visible_.begin);
-      n = FillRun(n, visible_.end, values_.visible);
-      n = FillBoundary(n, visible_.end);
-      n = FillRun(n, columns_, values_.hidden);
-    }
+    n = FillRun(n, visible_.begin, values_.hidden);
+    n = FillBoundary(n, visible_.begin);
+    n = FillRun(n, visible_.end, values_.visible);
+    n = FillBoundary(n, visible_.end);
+    n = FillRun(n, columns_, values_.hidden);
     if (n < columns_) hn::StoreU(Blend(columns_ - kLength), Tag(), row_ + columns_ - kLength);
   }
 
@@ -107,8 +122,7 @@ class RowFiller {
   using Tag = hn::ScalableTag<Bits>;
   using Vec = hn::Vec<Tag>;
   static constexpr int64_t kLength = static_cast<int64_t>(hn::MaxLanes(Tag()));
-  static constexpr int64_t kLine = 64;      // bytes
-  static constexpr int64_t kShortRow = 16;  // vectors
+  static constexpr int64_t kLine = 64;  // bytes
 
   Bits ValueAt(int64_t n) const {
     return n >= visible_.begin && n < visible_.end ? values_.visible : values_.hidden;
@@ -122,8 +136,9 @@ class RowFiller {
     };
     const Vec hidden = hn::Set(d, values_.hidden);
     const Vec visible = hn::Set(d, values_.visible);
-    return hn::IfThenElse(below(visible_.begin), hidden,
-                          hn::IfThenElse(below(visible_.end), visible, hidden));
+    const Vec before_end = hn::IfThenElse(below(visible_.end), visible, hidden);
+    if (visible_.begin <= n) return before_end;
+    return hn::IfThenElse(below(visible_.begin), hidden, before_end);
   }
 
   HWY_INLINE void Store(Vec v, int64_t n) const {
