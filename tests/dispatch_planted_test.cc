@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "cpu/backend.h"
 #include "tests/cases/attention_cases.h"
@@ -367,6 +368,59 @@ TEST_F(PlantedBugs, BadCasesAreNotPassed) {
   EXPECT_THAT(RunCase(c, PlantedKernel<Bug::kNone>(), target_).message, HasSubstr("negative"));
   c.q_heads = int64_t{1} << 40;
   EXPECT_TRUE(RunCase(c, PlantedKernel<Bug::kNone>(), target_).failed());
+}
+
+// --- a device with its own memory
+
+// Memory that only Copy reaches on a device's behalf (here: other host memory), as on a GPU.
+class OtherStream final : public Stream {
+ public:
+  Device device() const override { return {DeviceKind::kCuda, 0}; }
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+  absl::StatusOr<std::unique_ptr<Event>> Record() override { return Unimplemented("no events"); }
+  absl::Status Wait(const Event&) override { return absl::OkStatus(); }
+};
+
+class OtherDevice final : public Backend {
+ public:
+  Device device() const override { return {DeviceKind::kCuda, 0}; }
+  std::string description() const override { return "other"; }
+  Allocator& allocator() override { return *allocator_; }
+  absl::StatusOr<MemoryInfo> memory() const override { return MemoryInfo{}; }
+  absl::StatusOr<std::unique_ptr<Stream>> CreateStream() override {
+    return std::make_unique<OtherStream>();
+  }
+  absl::Status Copy(Stream&, void* destination, const void* source, int64_t bytes) override {
+    ++copies;
+    std::memcpy(destination, source, static_cast<size_t>(bytes));
+    return absl::OkStatus();
+  }
+  int copies = 0;
+
+ private:
+  std::unique_ptr<Allocator> allocator_ = MakeHostAllocator();
+};
+
+TEST(OtherDevices, OperandsTravelThereAndBack) {
+  OtherDevice device;
+  const auto stream = device.CreateStream();
+  ASSERT_TRUE(stream.ok());
+  const Target target = {.backend = &device, .stream = stream->get(), .pack = nullptr};
+  Kernel<AttentionArgs> kernel = PlantedKernel<Bug::kNone>();
+  kernel.supports = [](const KernelContext&, const AttentionArgs& args) {
+    return args.q.device.kind == DeviceKind::kCuda && args.out.device.kind == DeviceKind::kCuda
+               ? absl::OkStatus()
+               : InvalidArgument("expected operands on the device");
+  };
+  AttentionCase c;
+  c.q_heads = 4;
+  c.kv_len = 20;
+  c.lse = true;
+  const Outcome outcome = RunCase(c, kernel, target);
+  EXPECT_TRUE(outcome.passed()) << outcome.message;
+  EXPECT_GE(device.copies, 2 * 5 + 3) << "five operands there and back, the workspace, its guards";
+  kernel.run = Planted<Bug::kWritesPastTheEnd>::Run;
+  EXPECT_THAT(RunCase(c, kernel, target).message, HasSubstr("guard"));
 }
 
 }  // namespace

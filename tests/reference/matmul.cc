@@ -24,30 +24,15 @@ double Activate(Activation activation, double x) {
   return x;
 }
 
-// Rows of K values as a block format's own implementations see them: 8 bits per value and block.
-void QuantizeRows(std::vector<double>& values, int64_t k) {
-  std::vector<BlockQ8_0> row(static_cast<size_t>(k / BlockQ8_0::kLength));
-  const TensorView view = MakeView(row.data(), DType::kQ8_0, {k});
-  for (size_t begin = 0; begin + k <= values.size() && k > 0; begin += k) {
-    WriteAll(view, [&](int64_t i) { return values[begin + i]; });
-    const std::vector<double> rounded = ReadAll(view);
-    std::copy(rounded.begin(), rounded.end(), values.begin() + static_cast<int64_t>(begin));
-  }
-}
-
 template <typename Real>
 MatMulResult Compute(const MatMulArgs& args) {
   constexpr bool kNaive = std::is_same_v<Real, float>;
   const int64_t m = args.m(), n = args.n(), k = args.k();
   std::vector<double> a = ReadAll(args.a), b = ReadAll(args.b);
-  if (kNaive) {
+  if (kNaive && !IsBlockQuantized(args.b.dtype)) {
     const DType storage = Coarser(args.a.dtype, args.b.dtype);
-    if (IsBlockQuantized(storage)) {
-      QuantizeRows(a, k);
-    } else {
-      for (double& x : a) x = RoundTo(storage, x);
-      for (double& x : b) x = RoundTo(storage, x);
-    }
+    for (double& x : a) x = RoundTo(storage, x);
+    for (double& x : b) x = RoundTo(storage, x);
   }
   const std::vector<double> bias = ReadAll(args.bias), addend = ReadAll(args.addend);
   const std::vector<Real> ra(a.begin(), a.end()), rb(b.begin(), b.end());

@@ -18,8 +18,8 @@ struct MatMulResult {
 MatMulResult MatMul(const MatMulArgs& args);
 
 // The straightforward implementation at the storage precision of a and b: both are stored in the
-// coarser dtype of the two, sums are f32 in order of k, the result is stored in out's dtype. When b
-// is block-quantised, a is quantised to q8_0 along K, as implementations of these formats do.
+// coarser dtype of the two, sums are f32 in order of k, the result is stored in out's dtype. A
+// block-quantised b is dequantised to f32, a stays as it is.
 MatMulResult NaiveMatMul(const MatMulArgs& args);
 
 }  // namespace tandem::reference
