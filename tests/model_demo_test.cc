@@ -52,7 +52,7 @@ std::map<std::string, std::vector<Question>> LoadQuestions() {
 
 struct Path {
   std::string name;
-  ContextOptions context;
+  ContextOptions context = OneThread();
   SessionOptions session;
   ModelOptions model;
   size_t questions = 20;       // at most, per group
@@ -105,6 +105,14 @@ TEST(DemoModel, AnswersEveryQuestion) {
   Path path;
   path.name = "default";
   path.questions = 1000;
+  Ask(path);
+}
+
+TEST(DemoModel, OnAllCores) {
+  Path path;
+  path.name = "all cores";
+  path.context.threads = 0;
+  path.questions = 10;
   Ask(path);
 }
 

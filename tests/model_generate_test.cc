@@ -34,7 +34,7 @@ class GenerateTest : public ::testing::Test {
     SessionOptions options;
     options.capacity = capacity;
     options.ubatch = 8;
-    auto decoder = MakeDecoder(kDemo, {}, options);
+    auto decoder = MakeDecoder(kDemo, OneThread(), options);
     ASSERT_TRUE(decoder.ok()) << decoder.status();
     auto tokenizer = Tokenizer::Load(decoder->model->file());
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();

@@ -160,9 +160,17 @@ inline std::vector<std::string> AvailableIsas() {
   return isas;
 }
 
-// Every op that has one runs its plain reference kernel.
-inline ContextOptions ReferenceKernels() {
+// For tests that compare paths: the bits are the same at any number of threads (which tests of
+// their own show), and tests that share cores with others then do not wait for each other.
+inline ContextOptions OneThread() {
   ContextOptions options;
+  options.threads = 1;
+  return options;
+}
+
+// One thread; every op that has one runs its plain reference kernel.
+inline ContextOptions ReferenceKernels() {
+  ContextOptions options = OneThread();
   for (int op = 0; op < kNumOps; ++op) {
     const auto kind = static_cast<OpKind>(op);
     for (const std::string_view kernel : KernelNames(kind, DeviceKind::kCpu)) {
