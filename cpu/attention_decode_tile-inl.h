@@ -125,10 +125,10 @@ HWY_INLINE void Scores(const KeyTile<T>& tile, const TileShape& shape, const flo
     for (int64_t i = 0; i < full; ++i) {
       VF qv[RT];
       TANDEM_UNROLL
-      for (int r = 0; r < RT; ++r) qv[r] = hn::Load(d, q + (i * RT + r) * kLanes);
+      for (int r = 0; r < RT; ++r) qv[r] = InRegister(hn::Load(d, q + (i * RT + r) * kLanes));
       TANDEM_UNROLL
       for (int j = 0; j < KT; ++j) {
-        const VF kv = LoadF32(k + j * tile.k_stride + i * kLanes);
+        const VF kv = InRegister(LoadF32(k + j * tile.k_stride + i * kLanes));
         TANDEM_UNROLL
         for (int r = 0; r < RT; ++r) acc[j * RT + r] = hn::MulAdd(qv[r], kv, acc[j * RT + r]);
       }

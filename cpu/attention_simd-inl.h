@@ -37,6 +37,17 @@ inline constexpr int kLanes = HWY_LANES(float);
 // Without vectors, conversions go through the scalar functions of core/dtype.h.
 inline constexpr bool kHasVectors = HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3;
 
+// Keeps a loaded vector that is used several times in a register: GCC would rather repeat the load
+// as a memory operand of every use, and loads are what the inner loops have least room for.
+HWY_INLINE VF InRegister(VF x) {
+#if HWY_TARGET == HWY_AVX3
+  asm("" : "+v"(x.raw));
+#elif HWY_TARGET == HWY_AVX2
+  asm("" : "+x"(x.raw));
+#endif
+  return x;
+}
+
 // The kLanes elements at p (any alignment), as f32. Exact for every storage type.
 template <typename T>
 HWY_INLINE VF LoadF32(const T* HWY_RESTRICT p) {

@@ -70,8 +70,9 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 
 #include "core/buffer.h"
 #include "cpu/backend.h"
@@ -80,8 +81,12 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 namespace {
 
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+// Time of this thread's processor when it works alone (what other processes take away does not
+// count), else of the clock.
+double Seconds(int threads) {
+  timespec now = {};
+  clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 // A result nobody reads must still be computed.
@@ -106,14 +111,14 @@ double MeasureReadBandwidth(int threads, int64_t bytes) {
   // time.
   const int64_t sweeps = std::max<int64_t>(1, (int64_t{64} << 20) / (per_thread * threads * 4));
   double best = 0.0;
-  const double begin = Seconds();
-  for (int pass = 0; pass < 12 && (pass < 3 || Seconds() - begin < 0.6); ++pass) {
-    const double start = Seconds();
+  const double begin = Seconds(threads);
+  for (int pass = 0; pass < 12 && (pass < 3 || Seconds(threads) - begin < 0.6); ++pass) {
+    const double start = Seconds(threads);
     pool.ParallelFor(threads, [&](int64_t i, int) {
       for (int64_t s = 0; s < sweeps; ++s) Keep(sum(data + i * per_thread, per_thread));
     });
     const double rate =
-        static_cast<double>(sweeps * per_thread * threads * 4) / (Seconds() - start) * 1e-9;
+        static_cast<double>(sweeps * per_thread * threads * 4) / (Seconds(threads) - start) * 1e-9;
     best = std::max(best, rate);
   }
   return best;
@@ -128,14 +133,14 @@ double MeasureFmaRate(int threads, Isa isa) {
   double best = 0.0;
   for (int pass = 0; pass < 5; ++pass) {
     std::atomic<double> total{0.0};
-    const double start = Seconds();
+    const double start = Seconds(threads);
     pool.ParallelFor(threads, [&](int64_t, int) {
       float sink = 0.5f;
       const double flops = chains(iterations, &sink);
       Keep(sink);
       total.fetch_add(flops);
     });
-    best = std::max(best, total.load() / (Seconds() - start) * 1e-9);
+    best = std::max(best, total.load() / (Seconds(threads) - start) * 1e-9);
   }
   return best;
 }
