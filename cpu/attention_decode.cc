@@ -3,7 +3,7 @@
 //
 // Algorithm: flash-decoding (Dao et al. 2023) with grouped heads packed as in vLLM's CPU kernel.
 // The Hq / Hkv * Sq query rows that share a key/value head form one block. The visible keys are cut
-// into chunks; a chunk runs in tiles of 128 keys: scores, online softmax, weighted values
+// into chunks; a chunk runs in tiles of 32 keys: scores, online softmax, weighted values
 // (attention_decode_tile-inl.h). Every chunk leaves (max, sum, acc) of its rows, and whoever
 // finishes the last chunk of a key/value head merges them in order (core/ops/online_softmax.h).
 //

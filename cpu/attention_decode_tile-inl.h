@@ -29,7 +29,8 @@ namespace tandem::cpu::HWY_NAMESPACE {
 inline constexpr int kAcc = kLanes < 4 ? 4 : kLanes;
 inline constexpr int kVecs = kAcc / kLanes;
 inline constexpr int kMaxBlockRows = kAcc < 8 ? kAcc : 8;
-inline constexpr int64_t kTileKeys = 128;
+// Short tiles: K and V advance as two streams side by side, which the memory prefetchers follow.
+inline constexpr int64_t kTileKeys = 32;
 inline constexpr int64_t kScoreFloats = kTileKeys * kMaxBlockRows + kAcc;
 
 // The query rows of one block and what has been computed for them. Lane l of a group of kAcc values
@@ -98,7 +99,7 @@ HWY_INLINE void SumLanes(VF (&acc)[kAcc], VF scale, float* HWY_RESTRICT out, VF 
 #endif
 }
 
-// Prefetches `bytes` from p on into the second-level cache.
+// Prefetches `bytes` from p on into the first-level cache.
 HWY_INLINE void PrefetchBytes(const void* p, int64_t bytes) {
   const char* c = static_cast<const char*>(p);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(c + i, 0, 3);
