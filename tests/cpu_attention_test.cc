@@ -319,7 +319,7 @@ TEST(CpuAttention, RandomProblems) {
     const std::array values = {options...};
     return values[random() % values.size()];
   };
-  for (int n = 0; n < 250; ++n) {
+  for (int n = 0; n < 150; ++n) {
     Problem p;
     p.seed = random();
     p.batch = pick(1, 1, 2);
