@@ -1,6 +1,7 @@
 """Trains the demo model on the CPU; see README.md for the command and the results."""
 
 import argparse
+import math
 import os
 import pathlib
 import time
@@ -20,33 +21,31 @@ STORY_ROWS = 10
 RECALL_TOKENS = 4096
 STORY_WEIGHT = 0.3
 WARMUP_STEPS = 50
-DECAY_FRACTION = 0.35
+DECAY_STEPS = 150
 MATRIX_RATE = 0.02
 VECTOR_RATE = 4e-3
 REPORT_STEPS = 20
-CHECKPOINT_STEPS = 100
+CHECKPOINT_STEPS = 50
 
-# Up to which share of the steps, and with which weights, each recall length is drawn.
+# Up to which step, and with which weights, each recall length is drawn; the last to the end.
 CURRICULUM = [
-    (0.06, {8: 1, 16: 2, 32: 2}),
-    (0.16, {16: 1, 32: 2, 64: 3}),
-    (0.30, {64: 1, 128: 3, 256: 2}),
-    (0.50, {64: 1, 128: 1, 256: 2, 512: 3}),
-    (1.00, {64: 1, 128: 1, 256: 2, 512: 3, 1024: 5}),
+    (96, {8: 1, 16: 2, 32: 2}),
+    (256, {16: 1, 32: 2, 64: 3}),
+    (480, {64: 1, 128: 3, 256: 2}),
+    (800, {64: 1, 128: 1, 256: 2, 512: 3}),
+    (math.inf, {64: 1, 128: 1, 256: 2, 512: 3, 1024: 5}),
 ]
-# For this share of the steps, with this weight, the first block is asked directly for the key of
+# Up to this step, with this weight, the first block is asked directly for the key of
 # the line at values and question marks. Without it the look-up stays undiscovered for long: the
 # step that carries the key along the line and the step that compares keys are useless apart.
-LOOK_BACK_FRACTION = 0.4
+LOOK_BACK_STEPS = 640
 LOOK_BACK_WEIGHT = 0.5
 
 
-def recall_length(progress, rng):
-    """A recall length for this share of the training done."""
-    for until, weights in CURRICULUM:
-        if progress < until:
-            return rng.choices(list(weights), weights=list(weights.values()))[0]
-    raise ValueError(f"progress must be below 1, got {progress}")
+def recall_length(step, rng):
+    """A recall length for this step."""
+    weights = next(weights for until, weights in CURRICULUM if step < until)
+    return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
 def make_optimizers(model):
@@ -61,8 +60,7 @@ def make_optimizers(model):
 
 def rate_factor(step, steps):
     """Linear warm-up, constant, linear decay to zero."""
-    decay_steps = DECAY_FRACTION * steps
-    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / decay_steps)
+    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / DECAY_STEPS)
 
 
 def task_loss(model, inputs, targets, look_back=None):
@@ -84,9 +82,9 @@ def task_loss(model, inputs, targets, look_back=None):
     return loss, figures
 
 
-def draw_batches(maker, progress):
+def draw_batches(maker, step):
     """The batches of one step: name -> (batch, weight of its loss)."""
-    length = recall_length(progress, maker.rng)
+    length = recall_length(step, maker.rng)
     return {
         "sum": (maker.sums(SUM_ROWS), 1.0),
         f"recall{length}": (maker.recall(RECALL_TOKENS // length, length), 1.0),
@@ -132,10 +130,11 @@ def train(steps, threads, out):
     tokenizer = tokenizer_module.build()
     model = Model(Config(vocabulary=len(tokenizer)))
     optimizers = make_optimizers(model)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    base_rates = [group["lr"] for group in groups]
+    base_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     path = out / "checkpoint.pt"
     counters = restore(path, model, optimizers)
+    # Only now: restoring puts new groups, with the rates of the checkpoint, in place of the old.
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameter_count = sum(p.numel() for p in model.parameters())
     print(f"parameters {parameter_count}, step {counters['step']}/{steps}")
 
@@ -144,8 +143,8 @@ def train(steps, threads, out):
         for group, base in zip(groups, base_rates):
             group["lr"] = base * rate_factor(step, steps)
         # The step seeds its own data, so that a resumed run sees what an unbroken one does.
-        parts = draw_batches(batches.BatchMaker(tokenizer, f"{SEED}/{step}"), step / steps)
-        figures = train_step(model, optimizers, parts, step < LOOK_BACK_FRACTION * steps)
+        parts = draw_batches(batches.BatchMaker(tokenizer, f"{SEED}/{step}"), step)
+        figures = train_step(model, optimizers, parts, step < LOOK_BACK_STEPS)
         for name, new in figures.items():
             old = averages.get(name, new)
             averages[name] = tuple(0.9 * a + 0.1 * b for a, b in zip(old, new))
@@ -162,7 +161,7 @@ def train(steps, threads, out):
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=1350)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of checkpoints")
     arguments = parser.parse_args()
