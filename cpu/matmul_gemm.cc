@@ -25,9 +25,13 @@ int64_t WorkspaceBytes(const KernelContext& context, const MatMulArgs& args) {
 template <Isa kIsa>
 absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
   const PanelOps& ops = PanelOpsFor(kIsa);
-  const auto multiply = [&](const float* a, const float* panel, int64_t rows, float* tile, int,
-                            char*) { ops.multiply(a, panel, rows, args.k(), tile); };
-  return RunTiled(context, args, ops, /*packed=*/nullptr, /*extra_bytes=*/0, multiply);
+  const auto multiply = [&](const void* a, const void* panel, int64_t rows, float* tile, int,
+                            char*) {
+    ops.multiply(static_cast<const float*>(a), static_cast<const float*>(panel), rows, args.k(),
+                 tile);
+  };
+  return RunTiled(context, args, TiledPlan(args), ops, /*packed=*/nullptr, /*extra_bytes=*/0,
+                  multiply);
 }
 
 template <Isa kIsa>

@@ -1,7 +1,8 @@
 // The pieces of a tiled matrix product that depend on the instruction set, as one table per Isa.
 //
-// A *panel* is kPanel columns of the f32 matrix B, [K][kPanel] row-major, columns beyond N zero. A
-// *tile* is [rows][kPanel] f32 sums. Both are contiguous.
+// A *panel* is kPanel columns of the f32 matrix B, [K][kPanel] row-major, columns beyond N zero; or
+// of the bf16 matrix B in pairs along K, [K / 2][kPanel][2], K padded with zeros to kPairDepth. A
+// *tile* is [rows][kPanel] f32 sums. All are contiguous.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,10 @@ namespace tandem::cpu {
 // that keep two FMA units busy.
 inline constexpr int64_t kPanel = 64;
 
+// A bf16 panel's K is a multiple of this (oneDNN's block, BA16a64b2a).
+inline constexpr int64_t kPairDepth = 32;
+inline int64_t PaddedPairDepth(int64_t k) { return (k + kPairDepth - 1) / kPairDepth * kPairDepth; }
+
 struct PanelOps {
   // rows m0.. of a (batch offset in elements) to dense f32 rows of K.
   void (*widen_rows)(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
@@ -23,6 +28,9 @@ struct PanelOps {
   // Panel of output features n0.. of b: widened or dequantised, transposed.
   void (*expand_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
                        float* panel);
+  // The same for bf16 weights with contiguous rows, in pairs; nothing is converted.
+  void (*pair_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
+                     BF16* panel);
   // tile = a * panel, a dense [rows][k].
   void (*multiply)(const float* a, const float* panel, int64_t rows, int64_t k, float* tile);
   // The epilogue: out[z, m0.., n0..] from a tile, which is overwritten.

@@ -131,6 +131,26 @@ void ExpandPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t column
   }
 }
 
+// A pair of bf16 is moved as one 32-bit unit: the same transposition.
+void PairPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
+               BF16* panel) {
+  HWY_ALIGN float buffer[kLanes * kChunk];
+  const int64_t row = b.stride(-2);
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    const int64_t present = std::clamp<int64_t>(columns - j, 0, kLanes);
+    for (int64_t begin = 0; begin < PaddedPairDepth(k); begin += 2 * kChunk) {
+      const int64_t count = std::clamp<int64_t>(k - begin, 0, 2 * kChunk);
+      const int64_t padded = std::min(2 * kChunk, PaddedPairDepth(k) - begin);
+      if (present < kLanes || count < padded) std::fill_n(buffer, kLanes * kChunk, 0.0f);
+      for (int64_t r = 0; r < present; ++r) {
+        const BF16* from = b.As<BF16>() + offset + (n0 + j + r) * row + begin;
+        std::memcpy(buffer + r * kChunk, from, static_cast<size_t>(count) * sizeof(BF16));
+      }
+      TransposeRows(buffer, padded / 2, reinterpret_cast<float*>(panel + begin * kPanel) + j);
+    }
+  }
+}
+
 template <int kRows, int kVectors>
 HWY_INLINE void MultiplyBlock(const float* HWY_RESTRICT a, const float* HWY_RESTRICT panel,
                               int64_t k, float* HWY_RESTRICT tile) {
@@ -194,12 +214,13 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 
 const PanelOps& PanelOpsFor(Isa isa) {
-  static constexpr PanelOps avx512 = {N_AVX3::WidenRows, N_AVX3::ExpandPanel, N_AVX3::Multiply,
-                                      N_AVX3::FinishPanelTile};
-  static constexpr PanelOps avx2 = {N_AVX2::WidenRows, N_AVX2::ExpandPanel, N_AVX2::Multiply,
-                                    N_AVX2::FinishPanelTile};
+  static constexpr PanelOps avx512 = {N_AVX3::WidenRows, N_AVX3::ExpandPanel, N_AVX3::PairPanel,
+                                      N_AVX3::Multiply, N_AVX3::FinishPanelTile};
+  static constexpr PanelOps avx2 = {N_AVX2::WidenRows, N_AVX2::ExpandPanel, N_AVX2::PairPanel,
+                                    N_AVX2::Multiply, N_AVX2::FinishPanelTile};
   static constexpr PanelOps scalar = {TANDEM_N_SCALAR::WidenRows, TANDEM_N_SCALAR::ExpandPanel,
-                                      TANDEM_N_SCALAR::Multiply, TANDEM_N_SCALAR::FinishPanelTile};
+                                      TANDEM_N_SCALAR::PairPanel, TANDEM_N_SCALAR::Multiply,
+                                      TANDEM_N_SCALAR::FinishPanelTile};
   switch (isa) {
     case Isa::kAvx512:
       return avx512;

@@ -8,11 +8,11 @@
 // is a small share of the work; they are halved while there are fewer than kWantedTasks tasks.
 // Memory: b is read once per block of rows. a is read once per panel, from L2 or L3. Rows of a that
 // are not dense f32, and the last block if its row count is not a bucket's, are copied first.
+// bf16 times bf16 may be left as it is (plan.pairs): rows are copied, panels rearranged.
 // Range: every dtype, stride and batch. K = 0 gives tiles of zeros.
 #include "cpu/matmul_tiled.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/status.h"
 #include "cpu/stream.h"
@@ -27,6 +27,24 @@ constexpr int64_t kCopyRows = 8;      // rows of a converted per task
 
 int64_t Ceil(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
+int64_t ElementBytes(const TiledPlan& plan) { return plan.pairs ? 2 : 4; }
+
+int64_t PanelBytes(const TiledPlan& plan, int64_t k) {
+  return kPanel * (plan.pairs ? PaddedPairDepth(k) : k) * ElementBytes(plan);
+}
+
+void CopyRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, BF16* to) {
+  const int64_t k = a.dim(-1), stride = a.stride(-1);
+  for (int64_t i = 0; i < rows; ++i) {
+    const BF16* from = a.As<BF16>() + offset + a.stride(-2) * (m0 + i);
+    if (stride == 1) {
+      std::copy_n(from, k, to + i * k);
+    } else {
+      for (int64_t j = 0; j < k; ++j) to[i * k + j] = from[j * stride];
+    }
+  }
+}
+
 }  // namespace
 
 int64_t RowBucket(int64_t rows) {
@@ -34,7 +52,7 @@ int64_t RowBucket(int64_t rows) {
   return Ceil(rows, unit) * unit;
 }
 
-TiledPlan::TiledPlan(const MatMulArgs& args) {
+TiledPlan::TiledPlan(const MatMulArgs& args, bool use_pairs) : pairs(use_pairs) {
   const int64_t m = args.m(), n = args.n();
   a_batches = args.a.rank() == 3 ? args.a.dim(0) : 1;
   panels = Ceil(n, kPanel);
@@ -45,26 +63,26 @@ TiledPlan::TiledPlan(const MatMulArgs& args) {
   blocks = block == 0 ? 0 : Ceil(m, block);
   tail = blocks == 0 ? 0 : m - (blocks - 1) * block;
   tail_rows = RowBucket(tail);
-  in_place = args.a.dtype == DType::kF32 && (args.a.stride(-1) == 1 || args.k() <= 1) &&
-             (args.a.stride(-2) == args.k() || m <= 1);
+  in_place = args.a.dtype == (pairs ? DType::kBF16 : DType::kF32) &&
+             (args.a.stride(-1) == 1 || args.k() <= 1) && (args.a.stride(-2) == args.k() || m <= 1);
   first_copy = !in_place ? 0 : (tail == tail_rows ? padded_rows() : (blocks - 1) * block);
 }
 
 TiledScratch CarveTiled(Workspace& workspace, const MatMulArgs& args, const TiledPlan& plan,
                         int workers, bool expand, int64_t extra_bytes) {
   TiledScratch scratch;
-  scratch.rows =
-      workspace.Take<float>(plan.a_batches * (plan.padded_rows() - plan.first_copy) * args.k());
-  if (expand) scratch.panels = workspace.Take<float>(workers * kPanel * args.k());
+  scratch.rows = workspace.Take<char>(plan.a_batches * (plan.padded_rows() - plan.first_copy) *
+                                      args.k() * ElementBytes(plan));
+  if (expand) scratch.panels = workspace.Take<char>(workers * PanelBytes(plan, args.k()));
   scratch.tiles = workspace.Take<float>(workers * plan.block * kPanel);
   scratch.extra = workspace.Take<char>(workers * extra_bytes);
   return scratch;
 }
 
-absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, const PanelOps& ops,
-                      const float* packed, int64_t extra_bytes, MultiplyTile multiply) {
+absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, const TiledPlan& plan,
+                      const PanelOps& ops, const float* packed, int64_t extra_bytes,
+                      MultiplyTile multiply) {
   if (args.out.empty()) return absl::OkStatus();
-  const TiledPlan plan(args);
   const MatMulOperands operands(args);
   ThreadPool& pool = CpuStream::Of(context).pool();
   const int64_t m = args.m(), n = args.n(), k = args.k();
@@ -79,9 +97,14 @@ absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, cons
     const int64_t rows = std::min(kCopyRows, copied - first);
     const int64_t from = plan.first_copy + first;
     const int64_t present = std::clamp<int64_t>(m - from, 0, rows);
-    float* to = scratch.rows + (z * copied + first) * k;
-    ops.widen_rows(args.a, operands.a_batch * z, from, present, k, to);
-    std::fill(to + present * k, to + rows * k, 0.0f);
+    const int64_t row_bytes = k * ElementBytes(plan);
+    char* to = scratch.rows + (z * copied + first) * row_bytes;
+    if (plan.pairs) {
+      CopyRows(args.a, operands.a_batch * z, from, present, reinterpret_cast<BF16*>(to));
+    } else {
+      ops.widen_rows(args.a, operands.a_batch * z, from, present, k, reinterpret_cast<float*>(to));
+    }
+    std::fill(to + present * row_bytes, to + rows * row_bytes, char{0});
   });
 
   pool.ParallelFor(plan.tasks(args), [&](int64_t task, int worker) {
@@ -95,16 +118,23 @@ absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, cons
     if (k == 0) {
       std::fill(tile, tile + rows * kPanel, 0.0f);
     } else {
-      const float* panel = packed != nullptr ? packed + n0 * k : nullptr;
+      const void* panel = packed != nullptr ? packed + n0 * k : nullptr;
       if (panel == nullptr) {
-        float* expanded = scratch.panels + worker * kPanel * k;
-        ops.expand_panel(args.b, operands.b_batch * z, n0, columns, k, expanded);
-        panel = expanded;
+        char* made = scratch.panels + worker * PanelBytes(plan, k);
+        if (plan.pairs) {
+          ops.pair_panel(args.b, operands.b_batch * z, n0, columns, k,
+                         reinterpret_cast<BF16*>(made));
+        } else {
+          ops.expand_panel(args.b, operands.b_batch * z, n0, columns, k,
+                           reinterpret_cast<float*>(made));
+        }
+        panel = made;
       }
       const int64_t z_a = plan.a_batches > 1 ? z : 0;
-      const float* a = m0 >= plan.first_copy
-                           ? scratch.rows + (z_a * copied + m0 - plan.first_copy) * k
-                           : args.a.As<float>() + operands.a_batch * z + m0 * k;
+      const void* a =
+          m0 >= plan.first_copy
+              ? scratch.rows + (z_a * copied + m0 - plan.first_copy) * k * ElementBytes(plan)
+              : args.a.As<char>() + (operands.a_batch * z + m0 * k) * ElementBytes(plan);
       multiply(a, panel, rows, tile, worker, scratch.extra + worker * extra_bytes);
     }
     ops.finish_tile(args, operands, z, m0, last ? plan.tail : plan.block, n0, columns, tile);

@@ -16,7 +16,8 @@ namespace tandem::cpu {
 
 // The partition, from the shape alone: the thread count must not show in the results.
 struct TiledPlan {
-  explicit TiledPlan(const MatMulArgs& args);
+  // pairs: a and b are bf16 and multiplied as such, instead of as f32.
+  explicit TiledPlan(const MatMulArgs& args, bool pairs = false);
 
   int64_t a_batches;   // batches of a that exist in memory
   int64_t block;       // rows of a per task
@@ -24,7 +25,8 @@ struct TiledPlan {
   int64_t tail;        // rows of the last block
   int64_t tail_rows;   // the same, rounded up to a bucket (further rows are zeros)
   int64_t panels;      // of kPanel output features
-  bool in_place;       // a is f32 [M, K] dense: whole blocks are read where they lie
+  bool pairs;          // bf16 rows and panels
+  bool in_place;       // a is [M, K] dense and of that type: whole blocks are read where they lie
   int64_t first_copy;  // first row that is copied; rows from here to padded_rows() are scratch
 
   int64_t padded_rows() const { return blocks == 0 ? 0 : (blocks - 1) * block + tail_rows; }
@@ -36,22 +38,24 @@ struct TiledPlan {
 int64_t RowBucket(int64_t rows);
 
 struct TiledScratch {
-  float* rows = nullptr;    // [a_batches][padded_rows - first_copy][K]
-  float* panels = nullptr;  // [workers][K][kPanel], when b is expanded
-  float* tiles = nullptr;   // [workers][block][kPanel]
-  char* extra = nullptr;    // [workers][extra_bytes] for the multiplier
+  char* rows = nullptr;    // [a_batches][padded_rows - first_copy][K], f32 or bf16
+  char* panels = nullptr;  // [workers][one panel], when b is expanded
+  float* tiles = nullptr;  // [workers][block][kPanel]
+  char* extra = nullptr;   // [workers][extra_bytes] for the multiplier
 };
 // expand: panels are made on the fly. extra_bytes: what the multiplier needs per worker (a multiple
 // of 64).
 TiledScratch CarveTiled(Workspace& workspace, const MatMulArgs& args, const TiledPlan& plan,
                         int workers, bool expand, int64_t extra_bytes);
 
-// tile = rows x K times K x kPanel. `rows` is plan.block or plan.tail_rows.
-using MultiplyTile = absl::FunctionRef<void(const float* a, const float* panel, int64_t rows,
+// tile = rows x K times K x kPanel, a and panel f32, or bf16 if plan.pairs. `rows` is plan.block or
+// plan.tail_rows.
+using MultiplyTile = absl::FunctionRef<void(const void* a, const void* panel, int64_t rows,
                                             float* tile, int worker, char* extra)>;
 
 // packed: all panels, K * kPanel floats each, or nullptr to expand args.b.
-absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, const PanelOps& ops,
-                      const float* packed, int64_t extra_bytes, MultiplyTile multiply);
+absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, const TiledPlan& plan,
+                      const PanelOps& ops, const float* packed, int64_t extra_bytes,
+                      MultiplyTile multiply);
 
 }  // namespace tandem::cpu

@@ -99,20 +99,25 @@ OneDnnTileProduct::~OneDnnTileProduct() = default;
 
 absl::StatusOr<std::shared_ptr<const OneDnnTileProduct>> OneDnnTileProduct::Create(int64_t rows,
                                                                                    int64_t k,
+                                                                                   DType dtype,
                                                                                    int workers) {
   const SingleThreaded single;
   std::shared_ptr<OneDnnTileProduct> product(new OneDnnTileProduct());
   Impl& impl = *product->impl_;
   TANDEM_RETURN_IF_ONEDNN_ERROR(dnnl_engine_create(impl.engine.out(), dnnl_cpu, 0));
 
-  const auto describe = [](DescHandle& desc, int64_t height, int64_t width) {
+  const bool pairs = dtype == DType::kBF16;
+  const dnnl_data_type_t type = pairs ? dnnl_bf16 : dnnl_f32;
+  const auto describe = [](DescHandle& desc, int64_t height, int64_t width, dnnl_data_type_t of,
+                           dnnl_format_tag_t layout) {
     const dnnl_dims_t dims = {height, width};
-    return dnnl_memory_desc_create_with_tag(desc.out(), 2, dims, dnnl_f32, dnnl_ab);
+    return dnnl_memory_desc_create_with_tag(desc.out(), 2, dims, of, layout);
   };
   DescHandle a, panel, tile;
-  TANDEM_RETURN_IF_ONEDNN_ERROR(describe(a, rows, k));
-  TANDEM_RETURN_IF_ONEDNN_ERROR(describe(panel, k, kPanel));
-  TANDEM_RETURN_IF_ONEDNN_ERROR(describe(tile, rows, kPanel));
+  TANDEM_RETURN_IF_ONEDNN_ERROR(describe(a, rows, k, type, dnnl_ab));
+  TANDEM_RETURN_IF_ONEDNN_ERROR(
+      describe(panel, k, kPanel, type, pairs ? dnnl_BA16a64b2a : dnnl_ab));
+  TANDEM_RETURN_IF_ONEDNN_ERROR(describe(tile, rows, kPanel, dnnl_f32, dnnl_ab));
   AttrHandle attributes;
   TANDEM_RETURN_IF_ONEDNN_ERROR(dnnl_primitive_attr_create(attributes.out()));
   TANDEM_RETURN_IF_ONEDNN_ERROR(
@@ -145,12 +150,12 @@ absl::StatusOr<std::shared_ptr<const OneDnnTileProduct>> OneDnnTileProduct::Crea
   return std::shared_ptr<const OneDnnTileProduct>(std::move(product));
 }
 
-absl::Status OneDnnTileProduct::Execute(const float* a, const float* panel, float* tile,
+absl::Status OneDnnTileProduct::Execute(const void* a, const void* panel, float* tile,
                                         void* scratch, int worker) const {
   const SingleThreaded single;
   const WorkerMemory& w = impl_->workers[static_cast<size_t>(worker)];
   // oneDNN's arguments are not const, but a source and weights are only read.
-  void* const data[] = {const_cast<float*>(a), const_cast<float*>(panel), tile, scratch};
+  void* const data[] = {const_cast<void*>(a), const_cast<void*>(panel), tile, scratch};
   const int arguments[] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST, DNNL_ARG_SCRATCHPAD};
   dnnl_exec_arg_t list[4];
   for (size_t i = 0; i < 4; ++i) {
@@ -165,14 +170,15 @@ absl::Status OneDnnTileProduct::Execute(const float* a, const float* panel, floa
 OneDnnCache::OneDnnCache() : isa_(DetectCpu().isa) {}
 
 absl::StatusOr<std::shared_ptr<const OneDnnTileProduct>> OneDnnCache::Get(int64_t rows, int64_t k,
+                                                                          DType dtype,
                                                                           int workers) {
-  const Key key{rows, k, workers};
+  const Key key{rows, k, dtype, workers};
   const absl::MutexLock lock(&mutex_);
   if (const auto found = index_.find(key); found != index_.end()) {
     entries_.splice(entries_.begin(), entries_, found->second);
     return found->second->result;
   }
-  entries_.push_front({key, OneDnnTileProduct::Create(rows, k, workers)});
+  entries_.push_front({key, OneDnnTileProduct::Create(rows, k, dtype, workers)});
   index_[key] = entries_.begin();
   if (entries_.size() > kCapacity) {
     index_.erase(entries_.back().key);

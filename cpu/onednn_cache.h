@@ -16,17 +16,19 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "core/dtype.h"
 #include "cpu/isa.h"
 
 namespace tandem::cpu {
 
-// tile[rows][kPanel] = a[rows][k] * panel[k][kPanel], all f32 and dense.
+// tile[rows][kPanel] = a[rows][k] * panel, dense; the tile is f32, a and panel f32 or bf16 (panels
+// as in matmul_panels.h).
 class OneDnnTileProduct {
  public:
   // Unimplemented if oneDNN has only its reference implementation for the shape; Internal with
   // oneDNN's own status otherwise. workers: how many threads may call Execute.
   static absl::StatusOr<std::shared_ptr<const OneDnnTileProduct>> Create(int64_t rows, int64_t k,
-                                                                         int workers);
+                                                                         DType dtype, int workers);
   ~OneDnnTileProduct();
   OneDnnTileProduct(const OneDnnTileProduct&) = delete;
   OneDnnTileProduct& operator=(const OneDnnTileProduct&) = delete;
@@ -34,7 +36,7 @@ class OneDnnTileProduct {
   // Bytes of scratch per worker, a multiple of 64.
   int64_t scratch_bytes() const { return scratch_bytes_; }
   // Concurrent calls need different workers. scratch: 64-byte aligned.
-  absl::Status Execute(const float* a, const float* panel, float* tile, void* scratch,
+  absl::Status Execute(const void* a, const void* panel, float* tile, void* scratch,
                        int worker) const;
 
  private:
@@ -54,19 +56,20 @@ class OneDnnCache {
   // The instruction set oneDNN uses: the processor's best, whatever a stream is limited to.
   Isa isa() const { return isa_; }
 
-  absl::StatusOr<std::shared_ptr<const OneDnnTileProduct>> Get(int64_t rows, int64_t k,
+  absl::StatusOr<std::shared_ptr<const OneDnnTileProduct>> Get(int64_t rows, int64_t k, DType dtype,
                                                                int workers);
   size_t size() const;
 
  private:
   struct Key {
     int64_t rows, k;
+    DType dtype;
     int workers;
 
     friend bool operator==(const Key&, const Key&) = default;
     template <typename H>
     friend H AbslHashValue(H h, const Key& key) {
-      return H::combine(std::move(h), key.rows, key.k, key.workers);
+      return H::combine(std::move(h), key.rows, key.k, key.dtype, key.workers);
     }
   };
   // `absl::StatusOr` because failures are kept too: asking again would cost as much.

@@ -28,22 +28,37 @@ struct Products {
   int64_t scratch_bytes = 0;
 };
 
-absl::StatusOr<Products> Prepare(const KernelContext& context, const MatMulArgs& args) {
+// bf16 times bf16 with the processor's bf16 dot products: f32 sums, twice the rate of f32 on Zen 5.
+bool UsesPairs(const CpuStream& stream, const MatMulArgs& args) {
+  return args.b.present() && args.a.dtype == DType::kBF16 && args.b.dtype == DType::kBF16 &&
+         args.b.stride(-1) == 1 && stream.features().avx512_bf16;
+}
+
+template <bool kPacked>
+TiledPlan Plan(const KernelContext& context, const MatMulArgs& args) {
+  return TiledPlan(args, !kPacked && UsesPairs(CpuStream::Of(context), args));
+}
+
+absl::StatusOr<Products> Prepare(const KernelContext& context, const MatMulArgs& args,
+                                 const TiledPlan& plan) {
   Products products;
-  const TiledPlan plan(args);
   if (plan.blocks == 0 || args.k() == 0) return products;
   const CpuStream& stream = CpuStream::Of(context);
   const int workers = stream.pool().size();
-  TANDEM_ASSIGN_OR_RETURN(products.tail, stream.onednn().Get(plan.tail_rows, args.k(), workers));
+  const DType dtype = plan.pairs ? DType::kBF16 : DType::kF32;
+  TANDEM_ASSIGN_OR_RETURN(products.tail,
+                          stream.onednn().Get(plan.tail_rows, args.k(), dtype, workers));
   products.block = products.tail;
   if (plan.blocks > 1) {
-    TANDEM_ASSIGN_OR_RETURN(products.block, stream.onednn().Get(plan.block, args.k(), workers));
+    TANDEM_ASSIGN_OR_RETURN(products.block,
+                            stream.onednn().Get(plan.block, args.k(), dtype, workers));
   }
   products.scratch_bytes =
       std::max(products.block->scratch_bytes(), products.tail->scratch_bytes());
   return products;
 }
 
+template <bool kPacked>
 absl::Status SupportsShape(const KernelContext& context, const MatMulArgs& args) {
   const CpuStream& stream = CpuStream::Of(context);
   if (stream.features().isa != stream.onednn().isa()) {
@@ -51,12 +66,12 @@ absl::Status SupportsShape(const KernelContext& context, const MatMulArgs& args)
                          ", but the stream is limited to ",
                          std::string(Name(stream.features().isa)));
   }
-  return Prepare(context, args).status();
+  return Prepare(context, args, Plan<kPacked>(context, args)).status();
 }
 
 absl::Status SupportsExpand(const KernelContext& context, const MatMulArgs& args) {
   if (!args.b.present()) return Unimplemented("reads b itself; only b_packed was given");
-  return SupportsShape(context, args);
+  return SupportsShape<false>(context, args);
 }
 
 absl::Status SupportsPacked(const KernelContext& context, const MatMulArgs& args) {
@@ -65,32 +80,34 @@ absl::Status SupportsPacked(const KernelContext& context, const MatMulArgs& args
     return Unimplemented("b_packed has format '", std::string(args.b_packed->format()),
                          "', expected '", std::string(PanelWeights::kFormat), "'");
   }
-  return SupportsShape(context, args);
+  return SupportsShape<true>(context, args);
 }
 
 template <bool kPacked>
 int64_t WorkspaceBytes(const KernelContext& context, const MatMulArgs& args) {
-  const absl::StatusOr<Products> products = Prepare(context, args);
+  const TiledPlan plan = Plan<kPacked>(context, args);
+  const absl::StatusOr<Products> products = Prepare(context, args, plan);
   Workspace counting = Workspace::Counting();
-  CarveTiled(counting, args, TiledPlan(args), CpuStream::Of(context).pool().size(), !kPacked,
+  CarveTiled(counting, args, plan, CpuStream::Of(context).pool().size(), !kPacked,
              products.ok() ? products->scratch_bytes : 0);
   return counting.bytes_used();
 }
 
 template <bool kPacked>
 absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
-  TANDEM_ASSIGN_OR_RETURN(const Products products, Prepare(context, args));
-  const TiledPlan plan(args);
+  const TiledPlan plan = Plan<kPacked>(context, args);
+  TANDEM_ASSIGN_OR_RETURN(const Products products, Prepare(context, args, plan));
   std::atomic<bool> failed{false};
-  const auto multiply = [&](const float* a, const float* panel, int64_t rows, float* tile,
-                            int worker, char* extra) {
+  const auto multiply = [&](const void* a, const void* panel, int64_t rows, float* tile, int worker,
+                            char* extra) {
     const OneDnnTileProduct& product = rows == plan.tail_rows ? *products.tail : *products.block;
     if (!product.Execute(a, panel, tile, extra, worker).ok()) failed = true;
   };
   const float* packed =
       kPacked ? static_cast<const PanelWeights*>(args.b_packed)->panels() : nullptr;
-  TANDEM_RETURN_IF_ERROR(RunTiled(context, args, PanelOpsFor(CpuStream::Of(context).features().isa),
-                                  packed, products.scratch_bytes, multiply));
+  TANDEM_RETURN_IF_ERROR(RunTiled(context, args, plan,
+                                  PanelOpsFor(CpuStream::Of(context).features().isa), packed,
+                                  products.scratch_bytes, multiply));
   if (failed) return absl::InternalError("oneDNN: executing a matmul primitive failed");
   return absl::OkStatus();
 }

@@ -373,6 +373,23 @@ TEST_F(CpuMatMulTest, PaddingIsNeitherReadNorWritten) {
   }
 }
 
+TEST_F(CpuMatMulTest, BFloat16DotProducts) {
+  if (!DetectCpu().avx512_bf16) GTEST_SKIP() << "this processor has none";
+  for (const int64_t k : {1, 2, 31, 32, 63, 300}) {
+    EXPECT_EQ(Check({.m = 25,
+                     .n = 70,
+                     .k = k,
+                     .a = DType::kBF16,
+                     .b = DType::kBF16,
+                     .out = DType::kBF16,
+                     .a_padding = k % 3,
+                     .b_padding = k % 5,
+                     .a_transposed = k == 63},
+                    "onednn_expand"),
+              1);
+  }
+}
+
 TEST_F(CpuMatMulTest, Epilogues) {
   for (const Activation activation :
        {Activation::kNone, Activation::kSilu, Activation::kGelu, Activation::kRelu}) {
@@ -591,17 +608,17 @@ TEST_F(CpuMatMulTest, RunAllocatesNothing) {
 
 TEST_F(CpuMatMulTest, PrimitivesAreKeptAndBounded) {
   OneDnnCache cache;
-  const auto first = cache.Get(16, 64, 2);
+  const auto first = cache.Get(16, 64, DType::kF32, 2);
   ASSERT_TRUE(first.ok()) << first.status();
-  EXPECT_EQ(cache.Get(16, 64, 2).value(), *first);
-  EXPECT_NE(cache.Get(16, 64, 3).value(), *first);
-  EXPECT_NE(cache.Get(8, 64, 2).value(), *first);
+  EXPECT_EQ(cache.Get(16, 64, DType::kF32, 2).value(), *first);
+  EXPECT_NE(cache.Get(16, 64, DType::kF32, 3).value(), *first);
+  EXPECT_NE(cache.Get(8, 64, DType::kF32, 2).value(), *first);
   EXPECT_EQ(cache.size(), 3);
   for (size_t i = 0; i < OneDnnCache::kCapacity + 5; ++i) {
-    ASSERT_TRUE(cache.Get(8, 1 + static_cast<int64_t>(i), 1).ok());
+    ASSERT_TRUE(cache.Get(8, 1 + static_cast<int64_t>(i), DType::kF32, 1).ok());
   }
   EXPECT_EQ(cache.size(), OneDnnCache::kCapacity);
-  EXPECT_NE(cache.Get(16, 64, 2).value(), *first);  // evicted, made again
+  EXPECT_NE(cache.Get(16, 64, DType::kF32, 2).value(), *first);  // evicted, made again
   // An evicted primitive stays usable while somebody holds it.
   std::vector<float> a(16 * 64, 1.0f), panel(64 * 64, 0.5f), tile(16 * 64), scratch(65536);
   auto* aligned =
