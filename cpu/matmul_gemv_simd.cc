@@ -8,7 +8,7 @@
 //   its weight rows in memory order, a chunk of K at a time, with several independent sums per row.
 //   The rows kAheadBytes further on are prefetched: rows are too short (2 to 8 KiB) for the
 //   hardware's prefetchers to get going. Measured on one Zen 5 core that reads 45 GB/s, M = 1,
-//   K = 2048: q8_0 7 GB/s without, 33 with; f16 31 GB/s with four rows side by side, 47 in order.
+//   K = 2048: q8_0 7 GB/s without, 40 with; f16 31 GB/s with four rows side by side, 40 in order.
 // Memory: each byte of b is read once; the activations (M * K f32) stay in L1 or L2.
 // Range: M <= 8, b in stored form (K contiguous), any float or block dtype, any N, K and batch.
 #undef HWY_TARGET_INCLUDE

@@ -1,14 +1,16 @@
 // Tiled matrix product for many rows, out of panels of b.
 //
 // Algorithm: a task is one block of rows times one panel of kPanel output features. The worker
-// makes the panel in its own scratch (f32, transposed, dequantised), multiplies all rows of the
-// block by it, and finishes the tile (scale, bias, activation, addend, rounding). The whole matrix
-// is never expanded: a worker holds K * 256 bytes of it, about as large as its L2 cache. Mapping:
-// tasks are (batch, block, panel), panels innermost. Blocks have up to 512 rows, so that expanding
-// is a small share of the work; they are halved while there are fewer than kWantedTasks tasks.
+// makes
+//   the panel in its own scratch (f32, transposed, dequantised), multiplies all rows of the block
+//   by it, and finishes the tile (scale, bias, activation, addend, rounding). The whole matrix is
+//   never expanded: a worker holds K * 256 bytes of it, about as large as its L2 cache. bf16 times
+//   bf16 may be left as it is (plan.pairs): rows are copied, panels rearranged.
+// Mapping: tasks are (batch, block, panel), panels innermost. Blocks have up to 512 rows, so that
+//   expanding is a small share of the work; they are halved while there are fewer than kWantedTasks
+//   tasks.
 // Memory: b is read once per block of rows. a is read once per panel, from L2 or L3. Rows of a that
-// are not dense f32, and the last block if its row count is not a bucket's, are copied first.
-// bf16 times bf16 may be left as it is (plan.pairs): rows are copied, panels rearranged.
+//   are not dense, and the last block if its row count is not a bucket's, are copied first.
 // Range: every dtype, stride and batch. K = 0 gives tiles of zeros.
 #include "cpu/matmul_tiled.h"
 
