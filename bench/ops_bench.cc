@@ -100,7 +100,14 @@ void ArgMax(benchmark::State& state, int64_t columns, DType dtype, int threads) 
 void Sample(benchmark::State& state, int64_t columns, int64_t top_k, float top_p, int threads) {
   TensorArena arena;
   SampleArgs args;
-  args.logits = arena.Make(DType::kF32, {1, columns}, -10.0f, 10.0f);
+  // About normal(0, 3), as a language model's.
+  args.logits = arena.Make(DType::kF32, {1, columns}, -3.0f, 3.0f);
+  const TensorView noise = arena.Make(DType::kF32, {3, columns + 1}, -3.0f, 3.0f);
+  for (int64_t i = 0; i < columns; ++i) {
+    for (int64_t r = 0; r < 3; ++r) {
+      args.logits.As<float>()[i] += noise.As<float>()[(r + 1) * columns - i * 7 % columns];
+    }
+  }
   args.uniform = arena.Make(DType::kF32, {1}, 0.3f, 0.6f);
   args.out = arena.Make(DType::kI32, {1});
   args.temperature = 0.8f;

@@ -88,7 +88,7 @@ int32_t DrawSorted(std::span<const Candidate> sorted, const SampleArgs& args, do
 }
 
 constexpr int64_t kMaxVector = 16;  // f32 lanes of the widest vector
-// How many tokens are picked at first when top-k does not say; then eight times more, and so on.
+// How many tokens are picked at first when top-k does not say; then four times more, and so on.
 constexpr int64_t kFirstPick = 256;
 
 // Room to pick `wanted` of `columns` tokens: the more, the less often it is cut back.
@@ -194,7 +194,7 @@ int32_t SampleRow(const X* logits, const SampleArgs& args, double uniform, Candi
     return DrawSorted({candidates, static_cast<size_t>(count)}, args, uniform);
   }
   double total = 0.0;
-  for (int64_t wanted = kFirstPick;; wanted = wanted > columns / 8 ? columns : wanted * 8) {
+  for (int64_t wanted = kFirstPick;; wanted = wanted > columns / 4 ? columns : wanted * 4) {
     const int64_t count = PickTop(logits, columns, wanted, candidates);
     if (count == 0) return 0;
     const std::span<const Candidate> picked(candidates, static_cast<size_t>(count));
