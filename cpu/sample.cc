@@ -18,6 +18,7 @@
 #include <cmath>
 #include <limits>
 #include <span>
+#include <type_traits>
 
 #include "cpu/kernels.h"
 #include "cpu/row_tasks.h"
@@ -172,10 +173,15 @@ double TotalWeight(const X* logits, int64_t columns, float largest, float temper
   auto sum = hn::Zero(d);
   for (int64_t n = 0; n < columns; n += kDoubles) {
     HWY_ALIGN float values[kDoubles];
-    for (int64_t i = 0; i < kDoubles; ++i) {
-      values[i] = n + i < columns ? ToFloat(logits[n + i]) : kNegativeInfinity;
+    const float* source = values;
+    if (std::is_same_v<X, float> && n + kDoubles <= columns) {
+      source = reinterpret_cast<const float*>(logits + n);
+    } else {
+      for (int64_t i = 0; i < kDoubles; ++i) {
+        values[i] = n + i < columns ? ToFloat(logits[n + i]) : kNegativeInfinity;
+      }
     }
-    const auto logit = hn::PromoteTo(d, hn::Load(df, values));
+    const auto logit = hn::PromoteTo(d, hn::LoadU(df, source));
     const auto exponent = hn::Div(hn::Sub(logit, maximum), divisor);
     const auto bounded = hn::IfThenElse(hn::Gt(exponent, lowest), exponent, lowest);  // NaN too
     const auto weight = hn::IfThenElse(hn::Eq(logit, maximum), one, hn::Exp(d, bounded));
