@@ -88,6 +88,21 @@ def acceptable(result: dict, args) -> bool:
     return True
 
 
+def markdown(results: list[dict]) -> str:
+    lines = ["# Logits of Tandem, llama.cpp and a float64 forward", "",
+             "Written by `tools/compare_llama_cpp.py` with llama-cpp-python "
+             f"{llama_cpp_peer.version()}; caches in {results[0]['llama_cpp_kv_dtype']} in llama.cpp "
+             "and in Tandem's default. Relative L2 and largest absolute difference over all logits "
+             "of the prompt.", "",
+             "| model | tokens | pair | max abs | relative L2 | same argmax |",
+             "|---|---|---|---|---|---|"]
+    for result in results:
+        for pair, e in result["pairs"].items():
+            lines.append(f"| {result['model']} | {result['tokens']} | {pair} | {e['max_abs']:.2e} | "
+                         f"{e['rel_l2']:.2e} | {100 * e['same_argmax']:.1f} % |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,6 +124,7 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=1e-5)
     parser.add_argument("--no-oracle-tolerance", type=float, default=0.03)
     parser.add_argument("--json", metavar="FILE", help="write the results; - for standard output")
+    parser.add_argument("--markdown", metavar="FILE", help="write the results as a table")
     args = parser.parse_args()
     results, ok = [], True
     table = sys.stderr if args.json == "-" else sys.stdout
@@ -129,6 +145,8 @@ def main() -> int:
             print(text, end="")
         else:
             pathlib.Path(args.json).write_text(text)
+    if args.markdown:
+        pathlib.Path(args.markdown).write_text(markdown(results))
     return 0 if ok else 1
 
 
