@@ -21,7 +21,7 @@ class BatchMaker:
     def __init__(self, tokenizer, seed):
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
-        self.train_sums, self.held_out_sums = corpus.split_sums()
+        self.train_sums, _ = corpus.split_sums()
         single = {text: tokenizer.encode(text) for text in corpus.CODES + ["=", "?", "\n"]}
         assert all(len(ids) == 1 for ids in single.values())
         self.code = {code: single[code][0] for code in corpus.CODES}

@@ -7,9 +7,12 @@ greedy decoding gives exactly its tokens and then </s>.
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import re
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # do not spin while others use the cores
 
 import torch
 
@@ -67,10 +70,9 @@ def generate(model, tokenizer, prompt, limit=120, temperature=0.0, seed=0):
 
 
 def story_figures(model, tokenizer, count):
-    """Shares of sampled stories that end by themselves, and that keep to the first name.
+    """Shares of sampled stories that end by themselves, and that keep to their names.
 
-    A name counts as kept when, of all names in a story, at most two differ (hero and friend) and
-    the hero of the prompt is named again.
+    Names are kept when the story names its hero again and nobody else but one friend.
     """
     names = {name for group in corpus.NAMES.values() for name in group}
     rng = random.Random(SEED)
