@@ -186,9 +186,10 @@ class Runner {
 void Gemm(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightShape shape,
           int threads) {
   Problem problem(dtype, m, shape);
-  std::vector<std::unique_ptr<PackedWeights>> weights;
+  const auto backend = MakeCpuBackend({.threads = threads, .isa = std::nullopt}).value();
+  std::vector<std::unique_ptr<PackedWeights>>
+      weights;  // die before the backend, whose memory it is
   if (packed) {
-    auto backend = MakeCpuBackend({.threads = threads, .isa = std::nullopt}).value();
     for (MatMulArgs& args : problem.calls()) {
       weights.push_back(PackWeights(*backend, args.b).value());
       args.b_packed = weights.back().get();
