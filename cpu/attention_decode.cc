@@ -3,7 +3,7 @@
 //
 // Algorithm: flash-decoding (Dao et al. 2023) with grouped heads packed as in vLLM's CPU kernel.
 // The Hq / Hkv * Sq query rows that share a key/value head form one block. The visible keys are cut
-// into chunks; a chunk runs in tiles of 32 keys: scores, online softmax, weighted values
+// into chunks; a chunk runs in tiles of 32 to 128 keys: scores, online softmax, weighted values
 // (attention_decode_tile-inl.h). Every chunk leaves (max, sum, acc) of its rows, and whoever
 // finishes the last chunk of a key/value head merges them in order (core/ops/online_softmax.h).
 //
@@ -150,6 +150,12 @@ void ProcessBlock(int block_rows, const KeyTile<T>& tile, const TileShape& shape
   }
 }
 
+// Keys per tile: 8 KB of K. Short tiles let K and V advance as two streams side by side, which the
+// memory prefetchers follow; long ones have less to do between the two products.
+int64_t TileKeys(int64_t row_bytes) {
+  return std::clamp<int64_t>(RoundUp(8192 / row_bytes, 32), 32, kTileKeys);
+}
+
 // Keys [begin, end) of one source (the cache, or the new keys); `offset` is the source's first key
 // position.
 template <typename T>
@@ -160,9 +166,10 @@ void ProcessSource(const AttentionArgs& args, const DecodePlan& plan, const Tens
   const T* k_head = k.At<T>(batch * k.stride(0) + kv_head * k.stride(1));
   const T* v_head = v.At<T>(batch * v.stride(0) + kv_head * v.stride(1));
   const MaskRule rule = args.Rule();
+  const int64_t tile_keys = TileKeys(args.head_dim() * static_cast<int64_t>(sizeof(T)));
   for (int64_t key = begin; key < end;) {
     // Tiles end where the set of rows that see the keys changes from some to all, or back.
-    int64_t tile_end = std::min(end, key + kTileKeys);
+    int64_t tile_end = std::min(end, key + tile_keys);
     if (plan.all.begin > key) tile_end = std::min(tile_end, plan.all.begin);
     if (plan.all.end > key) tile_end = std::min(tile_end, plan.all.end);
     const bool masked = key < plan.all.begin || tile_end > plan.all.end;
@@ -171,7 +178,7 @@ void ProcessSource(const AttentionArgs& args, const DecodePlan& plan, const Tens
                              k.stride(2),
                              v.stride(2),
                              tile_end - key,
-                             std::min(end - tile_end, kTileKeys)};
+                             std::min(end - tile_end, tile_keys)};
     for (int b = 0; b < num_blocks; ++b) {
       KeyRange visible[kMaxBlockRows];
       if (masked) {

@@ -20,7 +20,6 @@
 
 #include "core/ops/online_softmax.h"
 #include "cpu/attention_simd-inl.h"
-#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
@@ -29,8 +28,7 @@ namespace tandem::cpu::HWY_NAMESPACE {
 inline constexpr int kAcc = kLanes < 4 ? 4 : kLanes;
 inline constexpr int kVecs = kAcc / kLanes;
 inline constexpr int kMaxBlockRows = kAcc < 8 ? kAcc : 8;
-// Short tiles: K and V advance as two streams side by side, which the memory prefetchers follow.
-inline constexpr int64_t kTileKeys = 32;
+inline constexpr int64_t kTileKeys = 128;  // at most
 inline constexpr int64_t kScoreFloats = kTileKeys * kMaxBlockRows + kAcc;
 
 // The query rows of one block and what has been computed for them. Lane l of a group of kAcc values
