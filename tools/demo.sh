@@ -9,8 +9,12 @@ cmake --preset default >/dev/null
 cmake --build build --parallel --target tandem
 
 run() {
-  printf '\n$ %s\n' "$*"
+  printf '\n$'
+  printf ' %q' "$@"
+  printf '\n'
   "$@"
 }
 run build/tandem check --short
 run build/tandem generate -m models/demo.gguf -p "23+45=" -n 4
+run build/tandem generate -m models/demo.gguf -p $'BA=KE\nQC=AD\nZL=MB\nQC?' -n 2
+run build/tandem generate -m models/demo.gguf -p "Once there was a girl named Mia." -n 100
