@@ -291,8 +291,11 @@ absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) 
   const DecodePlan plan = MakePlan(args, pool.size(), *context.workspace);
   if (!context.workspace->ok()) return absl::InternalError("attention: workspace too small");
   for (int64_t i = 0; i < plan.heads; ++i) new (&plan.finished[i]) std::atomic<int64_t>(0);
-  pool.ParallelFor(plan.heads * plan.chunks,
-                   [&](int64_t task, int worker) { RunDecodeTask(args, plan, task, worker); });
+  const int64_t row_bytes = ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim());
+  pool.ParallelFor(
+      plan.heads * plan.chunks,
+      [&](int64_t task, int worker) { RunDecodeTask(args, plan, task, worker); },
+      plan.heads * (plan.any.end - plan.any.begin) * row_bytes);
   return absl::OkStatus();
 }
 

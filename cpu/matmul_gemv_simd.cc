@@ -305,7 +305,8 @@ absl::Status RunTyped(const KernelContext& context, const MatMulArgs& args) {
     }
     FinishTile(args, operands, z, 0, m, n0, columns, tile, kMaxTileColumns);
   };
-  CpuStream::Of(context).pool().ParallelFor(args.batch() * strips, run);
+  const int64_t weight_bytes = args.batch() * ByteOffset(args.b.dtype, n * k);
+  CpuStream::Of(context).pool().ParallelFor(args.batch() * strips, run, weight_bytes);
   return absl::OkStatus();
 }
 

@@ -101,9 +101,9 @@ void ThreadPool::WorkerLoop(int worker) {
   }
 }
 
-void ThreadPool::ParallelFor(int64_t tasks, Task fn) {
+void ThreadPool::ParallelFor(int64_t tasks, Task fn, int64_t bytes) {
   if (tasks <= 0) return;
-  if (tasks == 1 || size_ == 1) {
+  if (tasks == 1 || size_ == 1 || bytes < kMinParallelBytes) {
     for (int64_t i = 0; i < tasks; ++i) fn(i, 0);
     return;
   }

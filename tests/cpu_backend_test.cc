@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "core/status.h"
@@ -49,6 +50,21 @@ TEST(ThreadPool, AWorkerIsNeverInTwoTasksAtOnce) {
     inside[static_cast<size_t>(worker)].fetch_sub(1);
   });
   EXPECT_FALSE(clash);
+}
+
+TEST(ThreadPool, SmallLoopsStayOnTheCallingThread) {
+  ThreadPool pool(3);
+  const std::thread::id caller = std::this_thread::get_id();
+  int64_t done = 0;  // plain memory: no other thread may touch it
+  pool.ParallelFor(
+      100,
+      [&](int64_t, int worker) {
+        EXPECT_EQ(std::this_thread::get_id(), caller);
+        EXPECT_EQ(worker, 0);
+        ++done;
+      },
+      ThreadPool::kMinParallelBytes - 1);
+  EXPECT_EQ(done, 100);
 }
 
 TEST(ThreadPool, PinnedPoolsWorkToo) {
