@@ -228,7 +228,7 @@ inline absl::Status RunKernel(const Kernel<MatMulArgs>& kernel, const MatMulArgs
   std::memset(base, 0xFF, static_cast<size_t>(bytes));
   Workspace workspace(base, bytes);
   context.workspace = &workspace;
-  const absl::Status status = kernel.run(context, args);
+  absl::Status status = kernel.run(context, args);
   EXPECT_TRUE(workspace.ok());
   for (int64_t i = 0; i < 64; ++i) EXPECT_EQ(base[bytes + i], kGuard) << "workspace overrun";
   return status;
