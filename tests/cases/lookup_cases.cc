@@ -301,8 +301,9 @@ std::vector<Expectation> SampleCase::Expect(const SampleArgs& args) const {
       out.expected.push_back(0.0);
       continue;
     }
-    std::stable_sort(tokens.begin(), tokens.end(),
-                     [](const Token& a, const Token& b) { return a.logit > b.logit; });
+    std::sort(tokens.begin(), tokens.end(), [](const Token& a, const Token& b) {
+      return a.logit != b.logit ? a.logit > b.logit : a.index < b.index;
+    });
     size_t kept = tokens.size();
     if (top_k > 0) kept = std::min(kept, static_cast<size_t>(top_k));
     if (temperature == 0.0f) kept = 1;
