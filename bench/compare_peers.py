@@ -59,7 +59,7 @@ def tandem_turn(tandem: str, model: str, threads: int, args) -> dict:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         sys.exit(f"{' '.join(command)}\nexit code {result.returncode}\n{result.stderr}")
-    return json.loads(result.stdout)
+    return {**json.loads(result.stdout), "model": pathlib.Path(model).name}
 
 
 def measure_model(model: str, threads: int, args) -> dict:
