@@ -29,8 +29,9 @@
 namespace tandem::cpu {
 namespace {
 
-// Masks written per task: small ones are not worth a second thread.
-constexpr int64_t kMaskTaskElements = 65536;
+// Elements written per task, several microseconds of stores: smaller masks are not worth a second
+// thread.
+constexpr int64_t kMaskTaskElements = int64_t{1} << 18;
 
 // Size of the last-level cache next to this processor, as the kernel of the system reports it (the
 // C library's own figure adds up all of a socket). 32 MiB where it does not.
