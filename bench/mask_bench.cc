@@ -42,7 +42,7 @@ TANDEM_SCALAR_FUNCTION void NaiveCausal(T* out, int64_t q_len, int64_t kv_len, T
 
 double NaiveSeconds(const TensorView& out) {
   const int64_t q = out.dim(0), kv = out.dim(1);
-  return BestSeconds([&] {
+  return MedianSeconds([&] {
     switch (BlockBytes(out.dtype)) {
       case 4:
         NaiveCausal<uint32_t>(out.As<uint32_t>(), q, kv, 0xFF800000u, 0);
@@ -57,13 +57,13 @@ double NaiveSeconds(const TensorView& out) {
   });
 }
 
-// Least seconds in which one thread fills that memory with a constant.
+// Median seconds in which one thread fills that memory with a constant.
 double FillSeconds(void* data, int64_t bytes) {
-  const double plain = BestSeconds([&] {
+  const double plain = MedianSeconds([&] {
     std::memset(data, 0x5A, static_cast<size_t>(bytes));
     benchmark::ClobberMemory();
   });
-  const double streaming = BestSeconds([&] {
+  const double streaming = MedianSeconds([&] {
     const __m128i value = _mm_set1_epi8(0x5A);
     auto* p = static_cast<__m128i*>(data);
     for (int64_t i = 0; i + 4 <= bytes / 16; i += 4) {
@@ -90,15 +90,15 @@ void MaskOf(benchmark::State& state, int64_t length, DType dtype, int threads) {
     if (!runner.Run(args)) state.SkipWithError("run failed");
     benchmark::ClobberMemory();
   }
-  const double best = BestSeconds([&] {
+  const double median = MedianSeconds([&] {
     (void)runner.Run(args);
     benchmark::ClobberMemory();
   });
   state.SetLabel(runner.name());
-  state.counters["GB_s"] = static_cast<double>(bytes) / best * 1e-9;
-  state.counters["best_us"] = best * 1e6;
-  state.counters["of_store"] = fill / best;
-  if (naive > 0.0) state.counters["times_naive"] = naive / best;
+  state.counters["GB_s"] = static_cast<double>(bytes) / median * 1e-9;
+  state.counters["median_us"] = median * 1e6;
+  state.counters["of_store"] = fill / median;
+  if (naive > 0.0) state.counters["times_naive"] = naive / median;
 }
 
 void MaskCacheHit(benchmark::State& state) {

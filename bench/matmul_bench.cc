@@ -9,7 +9,7 @@
 //          measured read bandwidth.
 //
 // One thread is timed by its processor time, so that a busy machine disturbs less; several threads
-// by the clock. Rates are those of the fastest iteration, ours and the yardstick's alike.
+// by the clock. Rates are of the median iteration, ours and the yardstick's alike.
 //
 //   matmul_bench --benchmark_filter='Gemm/f16/.*threads:1/'
 #include <benchmark/benchmark.h>
@@ -23,6 +23,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bench/median.h"
 #include "core/buffer.h"
 #include "core/ops/matmul.h"
 #include "cpu/backend.h"
@@ -199,15 +200,16 @@ void Gemm(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightSh
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
   RawOneDnn raw(m, shape, threads);
-  double ours = 1e30, theirs = 1e30;
+  std::vector<double> our_times, their_times;
   size_t i = 0;
   for (auto _ : state) {
     const MatMulArgs& args = problem.calls()[i++ % problem.calls().size()];
     const double seconds = runner.Time(*kernel, args);
     state.SetIterationTime(seconds);
-    ours = std::min(ours, seconds);
-    theirs = std::min(theirs, raw.Time());
+    our_times.push_back(seconds);
+    their_times.push_back(raw.Time());
   }
+  const double ours = Median(our_times), theirs = Median(their_times);
   state.SetLabel(std::string(kernel->name));
   state.counters["GFLOP_s"] = problem.flops() / ours / 1e9;
   state.counters["of_onednn"] = theirs / ours;
@@ -220,20 +222,21 @@ void Gemv(benchmark::State& state, DType dtype, int64_t m, WeightShape shape, in
   Runner runner(threads);
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
-  double best = 1e30;
+  std::vector<double> times;
   size_t i = 0;
   double read = MeasureReadBandwidth(threads, 2 * kColdBytes);
   for (auto _ : state) {
     const MatMulArgs& args = problem.calls()[i++ % problem.calls().size()];
     const double seconds = runner.Time(*kernel, args);
     state.SetIterationTime(seconds);
-    best = std::min(best, seconds);
+    times.push_back(seconds);
   }
+  const double median = Median(times);
   read = std::max(read, MeasureReadBandwidth(threads, 2 * kColdBytes));
   state.SetLabel(std::string(kernel->name));
-  state.counters["GB_s"] = static_cast<double>(problem.weight_bytes()) / best / 1e9;
+  state.counters["GB_s"] = static_cast<double>(problem.weight_bytes()) / median / 1e9;
   state.counters["read_GB_s"] = read;
-  state.counters["of_read"] = static_cast<double>(problem.weight_bytes()) / best / 1e9 / read;
+  state.counters["of_read"] = static_cast<double>(problem.weight_bytes()) / median / 1e9 / read;
 }
 
 std::string NameOf(const char* what, const std::string& dtype, int64_t m, WeightShape shape,

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/median.h"
 #include "core/buffer.h"
 #include "core/tensor_view.h"
 #include "cpu/kernels.h"
@@ -77,19 +78,19 @@ class TensorArena {
   std::vector<std::shared_ptr<Buffer>> buffers_;
 };
 
-// Seconds of the fastest of several calls: noise on a shared machine only ever slows one down.
+// Median seconds of several calls.
 template <typename Fn>
-double BestSeconds(Fn fn, double budget_seconds = 0.2) {
+double MedianSeconds(Fn fn, double budget_seconds = 0.2) {
   using Clock = std::chrono::steady_clock;
-  double best = 1e30, spent = 0.0;
-  for (int calls = 0; calls < 3 || spent < budget_seconds; ++calls) {
+  std::vector<double> times;
+  double spent = 0.0;
+  while (times.size() < 3 || spent < budget_seconds) {
     const auto begin = Clock::now();
     fn();
-    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    best = std::min(best, seconds);
-    spent += seconds;
+    times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    spent += times.back();
   }
-  return best;
+  return Median(times);
 }
 
 }  // namespace tandem::bench

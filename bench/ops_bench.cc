@@ -23,12 +23,12 @@ void Report(benchmark::State& state, const Args& args, int64_t bytes, int thread
     if (!runner.Run(args)) state.SkipWithError("run failed");
     benchmark::ClobberMemory();
   }
-  const double best = BestSeconds([&] { (void)runner.Run(args); });
+  const double median = MedianSeconds([&] { (void)runner.Run(args); });
   state.SetLabel(runner.name());
-  state.counters["best_us"] = best * 1e6;
-  state.counters["GB_s"] = static_cast<double>(bytes) / best * 1e-9;
+  state.counters["median_us"] = median * 1e6;
+  state.counters["GB_s"] = static_cast<double>(bytes) / median * 1e-9;
   state.counters["read_GB_s"] = bandwidth;
-  state.counters["of_read"] = static_cast<double>(bytes) / best * 1e-9 / bandwidth;
+  state.counters["of_read"] = static_cast<double>(bytes) / median * 1e-9 / bandwidth;
 }
 
 int64_t Bytes(std::initializer_list<TensorView> views) {
