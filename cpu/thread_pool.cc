@@ -1,6 +1,8 @@
-// Workers sleep on a generation counter. A loop publishes its task and bumps the counter; every
-// thread, the caller included, takes task numbers from one atomic until they run out. The caller
-// then waits until every worker has left the loop.
+// Workers sleep on a generation counter. A loop publishes its task, opens a gate and bumps the
+// counter; whoever comes while the gate is open joins, and every thread, the caller included, takes
+// task numbers from one atomic until they run out. The caller then closes the gate and waits for
+// those who joined. A worker that wakes late, because the machine is busy, finds the gate closed:
+// nobody waits for a thread that has not begun.
 //
 // Workers spin for a short while before they sleep: a decoder layer issues a loop every ~50 us, and
 // a futex wake-up costs about as much. The spin is bounded in time so that an idle process uses no
@@ -51,14 +53,29 @@ void PinTo(int index) {
 }  // namespace
 
 struct ThreadPool::Shared {
-  // The loop being run. Written by the caller before `generation` is bumped (release), read by
-  // workers after they see it (acquire).
+  // The loop being run. Written by the caller while the gate is closed and empty, read by workers
+  // that have joined.
   const Task* task = nullptr;
   int64_t tasks = 0;
   alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<uint32_t> generation{0};
-  alignas(64) std::atomic<int> running{0};
+  // Number of workers inside, and whether more may join.
+  static constexpr uint32_t kOpen = 1u << 31;
+  alignas(64) std::atomic<uint32_t> gate{0};
   std::atomic<bool> stop{false};
+
+  bool Join() {
+    uint32_t inside = gate.load(std::memory_order_acquire);
+    while (inside & kOpen) {
+      if (gate.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+  }
+
+  void Leave() {
+    // The last to leave a closed gate wakes the caller.
+    if (gate.fetch_sub(1, std::memory_order_acq_rel) == 1) gate.notify_one();
+  }
 
   void Run(int worker) {
     for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < tasks;
@@ -96,8 +113,9 @@ void ThreadPool::WorkerLoop(int worker) {
     }
     seen = s.generation.load(std::memory_order_acquire);
     if (s.stop.load(std::memory_order_relaxed)) return;
+    if (!s.Join()) continue;
     s.Run(worker);
-    if (s.running.fetch_sub(1, std::memory_order_release) == 1) s.running.notify_one();
+    s.Leave();
   }
 }
 
@@ -111,15 +129,16 @@ void ThreadPool::ParallelFor(int64_t tasks, Task fn, int64_t bytes) {
   s.task = &fn;
   s.tasks = tasks;
   s.next.store(0, std::memory_order_relaxed);
-  s.running.store(size_ - 1, std::memory_order_relaxed);
+  s.gate.store(Shared::kOpen, std::memory_order_release);
   s.generation.fetch_add(1, std::memory_order_release);
   s.generation.notify_all();
   s.Run(0);
-  const auto done = [&] { return s.running.load(std::memory_order_acquire) == 0; };
-  if (SpinUntil(done)) return;
-  for (int left = s.running.load(std::memory_order_acquire); left != 0;
-       left = s.running.load(std::memory_order_acquire)) {
-    s.running.wait(left, std::memory_order_acquire);
+  s.gate.fetch_and(~Shared::kOpen, std::memory_order_acq_rel);
+  const auto empty = [&] { return s.gate.load(std::memory_order_acquire) == 0; };
+  if (SpinUntil(empty)) return;
+  for (uint32_t inside = s.gate.load(std::memory_order_acquire); inside != 0;
+       inside = s.gate.load(std::memory_order_acquire)) {
+    s.gate.wait(inside, std::memory_order_acquire);
   }
 }
 
