@@ -10,7 +10,7 @@ namespace {
 // inputs are validated by RunOp once out is there; the shape is derived from them only after
 // `inputs_ok` has shown that it can be.
 template <typename Args>
-absl::StatusOr<Tensor> RunValue(Context& context, Args& args, absl::Status inputs_ok,
+absl::StatusOr<Tensor> RunValue(Context& context, Args& args, const absl::Status& inputs_ok,
                                 const TensorView& like, DType dtype, auto shape_of) {
   TANDEM_RETURN_IF_ERROR(inputs_ok);
   ContextDevice* device = context.device(like.device.kind);

@@ -55,7 +55,7 @@ absl::Status RunOp(Context& context, const Args& args) {
   record.cuda_present = context.device(DeviceKind::kCuda) != nullptr;
   record.kernel = plan.kernel->name;
   record.start_ns = context.trace().Now();
-  const absl::Status status = plan.kernel->run(kernel_context, args);
+  absl::Status status = plan.kernel->run(kernel_context, args);
   record.duration_ns = context.trace().Now() - record.start_ns;
   context.trace().Add(record);
   return status;

@@ -61,6 +61,7 @@ std::vector<TraceSummary> Trace::Summarize(const Policy& policy) const {
     group.flops += record.facts.flops;
   }
   std::vector<TraceSummary> summaries;
+  summaries.reserve(groups.size());
   for (auto& [key, group] : groups) summaries.push_back(std::move(group));
   std::stable_sort(summaries.begin(), summaries.end(),
                    [](const auto& a, const auto& b) { return a.total_ns > b.total_ns; });
