@@ -43,7 +43,10 @@ def run(program: pathlib.Path, args: argparse.Namespace) -> list[dict]:
     if args.min_time:
         command.append(f"--benchmark_min_time={args.min_time}")
     print(f"{program.name} ...", file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    # oneDNN's own OpenMP threads (the yardstick) would otherwise spin on after each call and take the
+    # cores from what is measured next.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     rows = []
     to_ns = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
     # Google Benchmark prints nothing at all when the filter matches nothing.
@@ -69,12 +72,12 @@ def table(rows: list[dict]) -> list[str]:
     for row in rows:
         groups.setdefault(tuple(k for k in row if k not in ("name", "time_ns")), []).append(row)
     for counters, members in groups.items():
-        lines += ["", "| | us | " + " | ".join(counters) + " |",
+        lines += ["", "| " + " | ".join(["", "us", *counters]) + " |",
                   "|---|---:|" + "---:|" * len(counters)]
         for row in members:
             name = re.sub(r"/(real_time|process_time|manual_time|min_time:[^/]*)", "", row["name"])
             cells = [number(row["time_ns"] * 1e-3), *(number(row[c]) for c in counters)]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
 
 
