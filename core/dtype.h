@@ -51,6 +51,50 @@ struct BlockQ4_0 {
 };
 static_assert(sizeof(BlockQ4_0) == 18);
 
+// Super-blocks of 256 elements in sub-blocks with integer scales.
+// Q4_K: 8 sub-blocks of 32, 4 bits; x = d * scale * q - dmin * min.
+// Element i: nibble i / 32 % 2 (0: low) of q[i / 64 * 32 + i % 32]. The 6-bit scales and mins of
+// sub-block s: s < 4: scales[s] & 63 and scales[s + 4] & 63; s >= 4: the low and the high nibble of
+// scales[s + 4], with the top two bits of scales[s - 4] and scales[s] above them.
+struct BlockQ4_K {
+  static constexpr int kLength = 256;
+  F16 d, dmin;
+  uint8_t scales[12];
+  uint8_t q[kLength / 2];
+};
+static_assert(sizeof(BlockQ4_K) == 144);
+
+// Q5_K: as Q4_K with a fifth bit: bit 4 of element i is bit i / 32 of high[i % 32].
+struct BlockQ5_K {
+  static constexpr int kLength = 256;
+  F16 d, dmin;
+  uint8_t scales[12];
+  uint8_t high[kLength / 8];
+  uint8_t q[kLength / 2];
+};
+static_assert(sizeof(BlockQ5_K) == 176);
+
+// Q6_K: 16 sub-blocks of 16, 6 bits; x = d * scale * (q - 32).
+// Element i, with h = i / 128 and r = i % 128: low four bits are nibble r / 64 of
+// low[64 h + r % 64], high two bits are bits 2 (r / 32) and up of high[32 h + r % 32].
+struct BlockQ6_K {
+  static constexpr int kLength = 256;
+  uint8_t low[kLength / 2];
+  uint8_t high[kLength / 4];
+  int8_t scales[kLength / 16];
+  F16 d;
+};
+static_assert(sizeof(BlockQ6_K) == 210);
+
+// TQ2_0: ternary; x = d * (q - 1).
+// Element i, with h = i / 128 and r = i % 128: bits 2 (r / 32) and up of q[32 h + r % 32].
+struct BlockTQ2_0 {
+  static constexpr int kLength = 256;
+  uint8_t q[kLength / 4];
+  F16 d;
+};
+static_assert(sizeof(BlockTQ2_0) == 66);
+
 inline float ToFloat(float x) { return x; }
 
 inline float ToFloat(BF16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }

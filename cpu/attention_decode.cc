@@ -317,6 +317,7 @@ namespace {
 template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckIsa(context, kIsa));
+  TANDEM_RETURN_IF_ERROR(CheckPlain(args));
   TANDEM_RETURN_IF_ERROR(CheckContiguousRows(args));
   if (args.q_len() > kMaxDecodeQueries) {
     return Unimplemented("at most ", kMaxDecodeQueries, " queries per sequence, got ",

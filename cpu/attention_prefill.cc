@@ -354,6 +354,7 @@ namespace {
 template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckIsa(context, kIsa));
+  TANDEM_RETURN_IF_ERROR(CheckPlain(args));
   return CheckContiguousRows(args);
 }
 

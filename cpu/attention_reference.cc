@@ -114,7 +114,9 @@ int64_t WorkspaceBytes(const KernelContext& context, const AttentionArgs& args) 
 }  // namespace
 
 Kernel<AttentionArgs> AttentionReference() {
-  return {"reference", DeviceKind::kCpu, SupportsAll<AttentionArgs>, WorkspaceBytes, Run};
+  return {"reference", DeviceKind::kCpu,
+          [](const KernelContext&, const AttentionArgs& args) { return CheckPlain(args); },
+          WorkspaceBytes, Run};
 }
 
 }  // namespace tandem::cpu

@@ -17,7 +17,8 @@ namespace {
 std::string Text(const MaskRule& rule) {
   return absl::StrCat("q_len ", rule.q_len, " kv_len ", rule.kv_len, " causal ",
                       cases::FieldText(rule.causal), " left ", rule.window_left, " right ",
-                      rule.window_right);
+                      rule.window_right, " chunk ", rule.chunk, " prefix ", rule.prefix_len,
+                      " start ", rule.kv_begin);
 }
 
 void ExpectRange(const MaskRule& rule, int64_t q) {
@@ -48,6 +49,36 @@ TEST(MaskRule, AgreesWithItsDefinitionOnEverySmallShape) {
   }
 }
 
+TEST(MaskRule, AgreesWithItsDefinitionWithChunksPrefixesAndPadding) {
+  for (Causal causal : {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft}) {
+    for (int64_t q_len = 0; q_len <= 6; ++q_len) {
+      for (int64_t kv_len = 0; kv_len <= 6; ++kv_len) {
+        for (int64_t chunk = 0; chunk <= 7; ++chunk) {
+          for (int64_t prefix = 0; prefix <= 7; ++prefix) {
+            for (int64_t start = 0; start <= 7; ++start) {
+              for (int64_t window : {-1, 2}) {
+                const MaskRule rule{q_len, kv_len, causal, window, window, chunk, prefix, start};
+                KeyRange before = {0, 0};
+                for (int64_t q = 0; q < q_len; ++q) {
+                  ExpectRange(rule, q);
+                  const KeyRange range = rule.Range(q);
+                  ASSERT_LE(before.begin, range.begin) << Text(rule);
+                  ASSERT_LE(before.end, range.end) << Text(rule);
+                  before = range;
+                  for (int64_t k = -1; k <= kv_len; ++k) {
+                    ASSERT_EQ(rule.Visible(q, k), reference::Visible(rule, q, k))
+                        << Text(rule) << ": " << q << ", " << k;
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 // Lengths up to 2^48 (what Validate allows) and windows up to the largest integer: nothing
 // overflows.
 TEST(MaskRule, AgreesWithItsDefinitionAtExtremes) {
@@ -64,6 +95,9 @@ TEST(MaskRule, AgreesWithItsDefinitionAtExtremes) {
     rule.causal = static_cast<Causal>(rng.Integer(0, 2));
     rule.window_left = rng.Pick(windows);
     rule.window_right = rng.Pick(windows);
+    rule.chunk = std::max<int64_t>(rng.Pick(windows), 0);
+    rule.prefix_len = std::max<int64_t>(rng.Pick(windows), 0);
+    rule.kv_begin = std::max<int64_t>(rng.Pick(windows), 0);
     const int64_t q = rng.Chance(0.5) ? rng.Integer(0, rule.q_len - 1)
                                       : rng.Pick<int64_t>({0, rule.q_len - 1, rule.q_len / 2});
     ExpectRange(rule, q);

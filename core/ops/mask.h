@@ -9,6 +9,8 @@
 // must not. Written as whole-row fills: each row is at most three runs of one value.
 #pragma once
 
+#include <string_view>
+
 #include "absl/status/status.h"
 #include "core/op.h"
 #include "core/ops/mask_rule.h"
@@ -29,5 +31,8 @@ inline int64_t MaskColumns(DType dtype, int64_t kv_len) {
 }
 
 absl::Status Validate(const MaskArgs& args);
+
+// The rule's own consistency; errors name the field as `prefix` + its name.
+absl::Status ValidateRule(std::string_view prefix, const MaskRule& rule);
 
 }  // namespace tandem

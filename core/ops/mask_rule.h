@@ -4,15 +4,17 @@
 //
 // Query i of q_len stands at key position p(i):
 //   kBottomRight  p(i) = kv_len - q_len + i   the last query sees the last key (decoding with a
-//   past); may be negative kTopLeft      p(i) = i                    the first query sees only the
-//   first key kNone         every key is visible, but for the window, which is then placed as for
-//   kBottomRight
-// Visible(i, j):  0 <= j < kv_len,
-//                 j <= p(i)                      if causal
-//                 j >= p(i) - window_left        if window_left  >= 0
-//                 j <= p(i) + window_right       if window_right >= 0
+//                                             past); may be negative
+//   kTopLeft      p(i) = i                    the first query sees only the first key
+//   kNone         every key is visible, but for window and chunk, which are then placed as for
+//                 kBottomRight
+// Visible(i, j):  kv_begin <= j < kv_len,                                padding on the left
+//                 j <= p(i) or j < prefix_len       if causal            prefix-LM
+//                 j >= p(i) - window_left           if window_left  >= 0
+//                 j <= p(i) + window_right          if window_right >= 0
+//                 floor(j / chunk) == floor(p(i) / chunk)   if chunk > 0   block-local attention
 // The visible keys of a row are always one range [begin, end), which is what kernels use. It may be
-// empty.
+// empty. Both bounds never decrease from one query to the next.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +43,9 @@ struct MaskRule {
   Causal causal = Causal::kBottomRight;
   int64_t window_left = -1;   // keys before the query's own position; -1: unlimited
   int64_t window_right = -1;  // keys after it; -1: unlimited
+  int64_t chunk = 0;          // keys per chunk; 0: one chunk
+  int64_t prefix_len = 0;     // leading keys that causality does not hide
+  int64_t kv_begin = 0;       // first key that is not padding
 
   // Position of query `q` among the keys.
   TANDEM_HOST_DEVICE int64_t Position(int64_t q) const {
@@ -50,15 +55,25 @@ struct MaskRule {
   // Visible keys of query `q`; begin <= end, both within [0, kv_len].
   TANDEM_HOST_DEVICE KeyRange Range(int64_t q) const {
     const int64_t position = Position(q);
-    int64_t begin = 0;
+    int64_t begin = kv_begin;
     int64_t end = kv_len;
-    if (causal != Causal::kNone && position + 1 < end) end = position + 1;
+    if (causal != Causal::kNone) {
+      const int64_t causal_end = position + 1 > prefix_len ? position + 1 : prefix_len;
+      if (causal_end < end) end = causal_end;
+    }
     // Written as differences from the bounds: position + window_right may overflow.
     if (window_right >= 0 && window_right < kv_len + q_len && position + window_right + 1 < end) {
       end = position + window_right + 1;
     }
     if (window_left >= 0 && window_left < kv_len + q_len && position - window_left > begin) {
       begin = position - window_left;
+    }
+    if (chunk > 0) {
+      // A position below 0 lies in no chunk that has keys.
+      const int64_t first = position >= 0 ? position - position % chunk : 0;
+      if (first > begin) begin = first;
+      if (position < 0) end = 0;
+      if (chunk < end - first) end = first + chunk;
     }
     if (end < 0) end = 0;
     if (begin > end) begin = end;
