@@ -79,6 +79,10 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
   if (const auto value = Env("PIN_THREADS")) {
     TANDEM_ASSIGN_OR_RETURN(options.pin_threads, ParseBool("PIN_THREADS", *value));
   }
+  if (const auto value = Env("QUANTIZE_ACTIVATIONS")) {
+    TANDEM_ASSIGN_OR_RETURN(options.quantize_activations,
+                            ParseBool("QUANTIZE_ACTIVATIONS", *value));
+  }
   if (const auto value = Env("TRACE")) {
     TANDEM_ASSIGN_OR_RETURN(options.trace, ParseBool("TRACE", *value));
   }

@@ -27,8 +27,11 @@ struct ContextOptions {
   Policy policy;                     // see scheduler.h                       TANDEM_POLICY_*
   std::optional<DeviceKind> device;  // force every op onto one device        TANDEM_DEVICE=cpu|cuda
   std::map<std::string, std::string>
-      force_kernel;    // op name -> kernel name  TANDEM_KERNEL=attention=reference,...
-  bool trace = false;  // record every op call                  TANDEM_TRACE=1
+      force_kernel;  // op name -> kernel name  TANDEM_KERNEL=attention=reference,...
+  // Allow products with block-quantised weights to round activations to 8 bits (docs/numerics.md):
+  // about as large an error as that of q8_0 weights, for several times the speed.
+  bool quantize_activations = true;  //                         TANDEM_QUANTIZE_ACTIVATIONS=0
+  bool trace = false;                // record every op call                  TANDEM_TRACE=1
 
   // These options overridden by the environment variables above. InvalidArgument names a variable
   // whose value is bad.

@@ -31,7 +31,14 @@ absl::Status AttentionInto(Context& context, const AttentionArgs& args) {
   return RunOp(context, args);
 }
 absl::Status MaskInto(Context& context, const MaskArgs& args) { return RunOp(context, args); }
-absl::Status MatMulInto(Context& context, const MatMulArgs& args) { return RunOp(context, args); }
+absl::Status MatMulInto(Context& context, const MatMulArgs& args) {
+  if (context.options().quantize_activations || args.float_activations) {
+    return RunOp(context, args);
+  }
+  MatMulArgs exact = args;
+  exact.float_activations = true;
+  return RunOp(context, exact);
+}
 absl::Status SoftmaxInto(Context& context, const SoftmaxArgs& args) { return RunOp(context, args); }
 absl::Status RmsNormInto(Context& context, const RmsNormArgs& args) { return RunOp(context, args); }
 absl::Status RopeInto(Context& context, const RopeArgs& args) { return RunOp(context, args); }
@@ -78,6 +85,7 @@ absl::StatusOr<Tensor> MatMul(Context& context, MatMulArgs args) {
       ok = InvalidArgument("b: expected rank 2 or 3, got ", args.b.rank());
     }
   }
+  if (!context.options().quantize_activations) args.float_activations = true;
   return RunValue(context, args, ok, args.a, args.a.dtype, [&] {
     const int64_t n = args.b.present() ? args.b.dim(-2) : args.b_packed->n;
     if (args.a.rank() == 2) return Shape{args.a.dim(0), n};

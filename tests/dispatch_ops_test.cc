@@ -165,12 +165,14 @@ TEST(Context, EnvironmentOverridesOptions) {
   ScopedEnv kernel("TANDEM_KERNEL", "attention=reference,matmul=reference");
   ScopedEnv policy("TANDEM_POLICY_ATTENTION_MIN_KV_LEN", "7");
   ScopedEnv trace("TANDEM_TRACE", "1");
+  ScopedEnv quantize("TANDEM_QUANTIZE_ACTIVATIONS", "0");
   auto context = MakeContext();
   EXPECT_EQ(context->options().threads, 1);
   EXPECT_EQ(context->options().isa, "scalar");
   EXPECT_EQ(context->forced_kernel(OpKind::kMatMul), "reference");
   EXPECT_EQ(context->options().policy.attention_min_kv_len, 7);
   EXPECT_TRUE(context->trace().enabled());
+  EXPECT_FALSE(context->options().quantize_activations);
 }
 
 TEST(Context, BadEnvironmentNamesTheVariable) {
@@ -179,6 +181,7 @@ TEST(Context, BadEnvironmentNamesTheVariable) {
            {"TANDEM_DEVICE", "tpu"},
            {"TANDEM_KERNEL", "attention"},
            {"TANDEM_TRACE", "yes"},
+           {"TANDEM_QUANTIZE_ACTIVATIONS", "never"},
            {"TANDEM_POLICY_MATMUL_MIN_M", "-3"},
            {"TANDEM_POLICY_FILE", "/nonexistent/policy.json"}}) {
     ScopedEnv env(name, value);

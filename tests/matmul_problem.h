@@ -178,6 +178,7 @@ inline Problem MakeProblem(const Case& c, Backend& backend) {
   args.alpha = c.alpha;
   args.beta = c.beta;
   args.activation = c.activation;
+  args.float_activations = true;  // the shared cases (tests/cases) have both
   if (c.packed) {
     auto packed = PackWeights(backend, args.b);
     EXPECT_TRUE(packed.ok()) << packed.status();

@@ -17,12 +17,15 @@ void AddComputeOptions(CLI::App& command, ComputeOptions& options) {
       ->check(CLI::IsMember({"cpu", "cuda"}));
   command.add_option("--kernel", options.kernels,
                      "force a kernel, as op=name (repeatable); names: tandem check --list");
+  command.add_flag("--float-activations", options.float_activations,
+                   "do not round activations to 8 bits for products with quantised weights");
 }
 
 absl::StatusOr<ContextOptions> ToContextOptions(const ComputeOptions& options) {
   ContextOptions context;
   context.threads = options.threads;
   context.isa = options.isa;
+  context.quantize_activations = !options.float_activations;
   if (options.device == "cpu") context.device = DeviceKind::kCpu;
   if (options.device == "cuda") context.device = DeviceKind::kCuda;
   for (const std::string& choice : options.kernels) {
@@ -50,7 +53,8 @@ int Main(int argc, const char* const* argv) {
   app.footer(
       "Exit codes: 0 success, 1 failure, 2 bad usage.\n"
       "Environment: TANDEM_THREADS, TANDEM_ISA, TANDEM_DEVICE, TANDEM_KERNEL, TANDEM_TRACE,\n"
-      "TANDEM_POLICY_FILE and TANDEM_POLICY_<FIELD> override the options of every command.");
+      "TANDEM_QUANTIZE_ACTIVATIONS, TANDEM_POLICY_FILE and TANDEM_POLICY_<FIELD> override the "
+      "options of every command.");
   Action action;
   AddGenerate(app, action);
   AddDevices(app, action);

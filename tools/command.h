@@ -28,6 +28,7 @@ struct ComputeOptions {
   std::string isa;
   std::string device;
   std::vector<std::string> kernels;  // op=kernel
+  bool float_activations = false;
 };
 void AddComputeOptions(CLI::App& command, ComputeOptions& options);
 absl::StatusOr<ContextOptions> ToContextOptions(const ComputeOptions& options);

@@ -111,6 +111,7 @@ absl::StatusOr<int> Run(const Options& o) {
   }
   if (o.op == "matmul") {
     MatMulArgs args;
+    args.float_activations = !context->options().quantize_activations;
     TANDEM_RETURN_IF_ERROR(reserve(args.a, dtype, {o.m, o.k}));
     TANDEM_RETURN_IF_ERROR(reserve(args.b, weights, {o.n, o.k}));
     TANDEM_RETURN_IF_ERROR(reserve(args.out, dtype, {o.m, o.n}));

@@ -91,6 +91,7 @@ std::vector<Case> UsualCases(const std::vector<std::array<int64_t, 3>>& sizes, u
           .Field(&Case::addend, {Addend::kNone, Addend::kInPlace})
           .Field(&Case::activation, {Activation::kNone, Activation::kSilu})
           .Field(&Case::weights, {Weights::kPlain, Weights::kPackedBeside, Weights::kPackedOnly})
+          .Field(&Case::float_activations, {true, false})
           .Select(seed);
   for (Case& c : cases) c.extra_dtype = c.out_dtype;
   return Consistent(std::move(cases));
@@ -126,6 +127,7 @@ std::vector<Case> UnusualCases() {
           .Field(&Case::activation,
                  {Activation::kNone, Activation::kSilu, Activation::kGelu, Activation::kRelu})
           .Field(&Case::weights, {Weights::kPlain, Weights::kPlain, Weights::kPackedBeside})
+          .Field(&Case::float_activations, {true, false})
           .Field(&Case::a_layout, inputs)
           .Field(&Case::b_layout, inputs)
           .Field(&Case::out_layout, layouts)
@@ -214,6 +216,7 @@ MatMulArgs Case::Bind(const Views& views) const {
   args.alpha = alpha;
   args.beta = beta;
   args.activation = activation;
+  args.float_activations = float_activations;
   return args;
 }
 
@@ -224,6 +227,10 @@ std::vector<Expectation> Case::Expect(const MatMulArgs& args) const {
   out.allowed = AllowedErrors(oracle.out, naive.out, out_dtype, 0.0);
   for (size_t i = 0; i < out.allowed.size(); ++i) {
     out.allowed[i] += kSumFloor * oracle.magnitude[i];
+  }
+  if (!float_activations && IsBlockQuantized(b_dtype)) {
+    const std::vector<double> rounding = reference::ActivationRounding(args);
+    for (size_t i = 0; i < out.allowed.size(); ++i) out.allowed[i] += rounding[i];
   }
   return {std::move(out)};
 }
@@ -279,6 +286,7 @@ Case Case::Random(Rng& rng) {
   c.beta = rng.Chance(0.6) ? 1.0f : static_cast<float>(rng.Integer(-1, 1));
   c.activation = static_cast<Activation>(rng.Integer(0, 3));
   c.weights = static_cast<Weights>(rng.Integer(0, 2));
+  c.float_activations = rng.Chance(0.5);
   c.a_layout = rng.Pick(kLayouts);
   c.b_layout = rng.Pick(kLayouts);
   c.out_layout = rng.Pick(kLayouts);

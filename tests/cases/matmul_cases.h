@@ -40,6 +40,7 @@ struct MatMulCase {
   float beta = 1.0f;
   Activation activation = Activation::kNone;
   Weights weights = Weights::kPlain;
+  bool float_activations = true;  // false: they may be rounded to 8 bits if b is quantised
   Layout a_layout = Layout::kContiguous;
   Layout b_layout = Layout::kContiguous;
   Layout out_layout = Layout::kContiguous;
@@ -64,6 +65,7 @@ struct MatMulCase {
     visit("beta", self.beta);
     visit("activation", self.activation);
     visit("weights", self.weights);
+    visit("float_activations", self.float_activations);
     visit("a_layout", self.a_layout);
     visit("b_layout", self.b_layout);
     visit("out_layout", self.out_layout);

@@ -1,5 +1,6 @@
 #include "tests/reference/matmul.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -74,6 +75,42 @@ MatMulResult Compute(const MatMulArgs& args) {
 }
 
 }  // namespace
+
+std::vector<double> ActivationRounding(const MatMulArgs& args) {
+  constexpr int64_t kBlock = 32;
+  constexpr double kSteepest = 1.13;  // the largest slope of an activation function (GELU)
+  const int64_t m = args.m(), n = args.n(), k = args.k();
+  std::vector<double> off = ReadAll(args.a);  // the largest error of each activation
+  for (size_t row = 0; row < off.size(); row += static_cast<size_t>(k)) {
+    for (int64_t begin = 0; begin < k; begin += kBlock) {
+      const auto first = off.begin() + static_cast<int64_t>(row) + begin;
+      const auto last = first + std::min(kBlock, k - begin);
+      double largest = 0.0;
+      for (auto x = first; x != last; ++x) largest = std::max(largest, std::fabs(*x));
+      std::fill(first, last, largest / 254.0);
+    }
+  }
+  const std::vector<double> b = ReadAll(args.b);
+  const int64_t a_step = args.a.rank() == 3 && args.a.dim(0) > 1 ? m * k : 0;
+  const int64_t b_step = args.b.rank() == 3 && args.b.dim(0) > 1 ? n * k : 0;
+  std::vector<double> result;
+  for (int64_t z = 0; z < args.batch(); ++z) {
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        double sum = 0.0, squares = 0.0;
+        for (int64_t c = 0; c < k; ++c) {
+          const double error = off[static_cast<size_t>(z * a_step + i * k + c)] *
+                               std::fabs(b[static_cast<size_t>(z * b_step + j * k + c)]);
+          sum += error;
+          squares += error * error;
+        }
+        const double likely = 8.0 * std::sqrt(squares / 3.0);  // an even spread: variance / 3
+        result.push_back(kSteepest * std::fabs(args.alpha) * std::min(sum, likely) * 1.0001);
+      }
+    }
+  }
+  return result;
+}
 
 MatMulResult MatMul(const MatMulArgs& args) { return Compute<double>(args); }
 MatMulResult NaiveMatMul(const MatMulArgs& args) { return Compute<float>(args); }

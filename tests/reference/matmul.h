@@ -22,4 +22,10 @@ MatMulResult MatMul(const MatMulArgs& args);
 // block-quantised b is dequantised to f32, a stays as it is.
 MatMulResult NaiveMatMul(const MatMulArgs& args);
 
+// What rounding the activations to 8 bits (docs/numerics.md) may add to the error of each output,
+// before its own rounding: in a block of 32 elements of K whose largest magnitude is c, an
+// activation is off by up to c / 254. Never more than the sum of those errors, and at most eight
+// standard deviations if they are independent and spread evenly.
+std::vector<double> ActivationRounding(const MatMulArgs& args);
+
 }  // namespace tandem::reference
