@@ -17,23 +17,24 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/float_vectors-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
 
 inline constexpr int64_t kActivationBlock = 32;  // elements
 
 // x[32] -> q[32], *scale, sums[2].
 HWY_INLINE void QuantizeActivations(const float* x, int8_t* q, float* scale, int32_t* sums) {
-  const FloatTag d;
-  const hn::RebindToSigned<FloatTag> di;
-  const hn::Rebind<int8_t, FloatTag> bytes;
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<int8_t, decltype(d)> bytes;
+  constexpr int64_t kStep = HWY_LANES(float);
   // As integers, magnitudes of floats keep their order, and what is not finite comes last.
   auto largest = hn::Zero(di);
-  for (int64_t i = 0; i < kActivationBlock; i += kLanes) {
-    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(LoadFloats(x + i))));
+  for (int64_t i = 0; i < kActivationBlock; i += kStep) {
+    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(hn::LoadU(d, x + i))));
   }
   const int32_t bits = hn::GetLane(hn::MaxOfLanes(di, largest));
   constexpr int32_t kInfinity = 0x7F800000;
@@ -55,8 +56,8 @@ HWY_INLINE void QuantizeActivations(const float* x, int8_t* q, float* scale, int
   for (int half = 0; half < 2; ++half) {
     auto sum = hn::Zero(di);
     const int64_t begin = half * kActivationBlock / 2;
-    for (int64_t i = begin; i < begin + kActivationBlock / 2; i += kLanes) {
-      const auto v = hn::Mul(hn::Mul(LoadFloats(x + i), factor), inverse);
+    for (int64_t i = begin; i < begin + kActivationBlock / 2; i += kStep) {
+      const auto v = hn::Mul(hn::Mul(hn::LoadU(d, x + i), factor), inverse);
       const auto rounded = finite ? hn::NearestInt(v) : hn::Zero(di);
       hn::StoreU(hn::DemoteTo(bytes, rounded), bytes, q + i);
       sum = hn::Add(sum, rounded);
