@@ -160,11 +160,22 @@ class Planted {
   }
 };
 
+absl::Status SupportsPlain(const KernelContext&, const AttentionArgs& args) {
+  for (const TensorView& view :
+       {args.alibi_slopes, args.bias, args.mask, args.sinks, args.page_table, args.k_scale}) {
+    if (view.present()) return Unimplemented("variants");
+  }
+  if (args.ragged() || args.softcap != 0 || args.chunk != 0 || args.prefix_len != 0) {
+    return Unimplemented("variants");
+  }
+  return absl::OkStatus();
+}
+
 template <Bug kBug>
 Kernel<AttentionArgs> PlantedKernel() {
   return {.name = "planted",
           .device = DeviceKind::kCpu,
-          .supports = SupportsAll<AttentionArgs>,
+          .supports = SupportsPlain,
           .workspace_bytes =
               [](const KernelContext&, const AttentionArgs& args) {
                 auto counter = Workspace::Counting();

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <utility>
 
-#include "tests/cases/pairwise.h"
 #include "tests/reference/attention.h"
 #include "tests/reference/elements.h"
+#include "tests/reference/visible.h"
 
 namespace tandem::cases {
 namespace {
@@ -14,256 +16,315 @@ namespace {
 using Case = AttentionCase;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // FlashAttention's tests allow this much beyond twice the naive error.
 constexpr double kOutFloor = 1e-5;
 // Relative to the magnitude of the log-sum-exp, or to 1.
 constexpr double kLseTolerance = 1e-5;
+// An i8 cache holds normals in steps of about 1/40: 127 is beyond three deviations.
+constexpr double kStepsPerDeviation = 40.0;
 
-// Normals, with NaN in row `nan_row` of dimension 2 (extents: rows x columns) if it exists.
-Fill RowsOf(uint64_t seed, double deviation, int64_t rows, int64_t columns, int64_t nan_row) {
-  return [rng = Rng(seed), deviation, rows, columns, nan_row](int64_t i) mutable {
-    const double x = rng.Normal() * deviation;
-    return i / columns % rows == nan_row ? kNan : x;
+// The random streams of one case.
+enum Stream : uint64_t {
+  kQ,
+  kK,
+  kV,
+  kKNew,
+  kVNew,
+  kLengths,
+  kPages,
+  kBias,
+  kBiasHidden,
+  kMaskHidden,
+  kSinks,
+  kScales,
+};
+
+uint64_t SeedOf(const Case& c, Stream stream) {
+  return static_cast<uint64_t>(c.seed) * 16 + stream;
+}
+
+Fill Normals(const Case& c, Stream stream, DType dtype, double deviation) {
+  return
+      [rng = Rng(SeedOf(c, stream)), quantized = dtype == DType::kI8, deviation](int64_t) mutable {
+        const double x = rng.Normal() * deviation;
+        return quantized ? std::clamp(std::round(x * kStepsPerDeviation), -127.0, 127.0) : x;
+      };
+}
+
+Fill Listed(const std::vector<int64_t>& values) {
+  return [values](int64_t i) { return static_cast<double>(values[static_cast<size_t>(i)]); };
+}
+
+// --- lengths and pages
+
+struct Lengths {
+  std::vector<int64_t> queries, keys, starts;  // of each sequence
+
+  int64_t total_queries() const {
+    return std::accumulate(queries.begin(), queries.end(), int64_t{0});
+  }
+};
+
+Lengths LengthsOf(const Case& c) {
+  Rng rng(SeedOf(c, kLengths));
+  const auto length = [&](int64_t most) {
+    if (rng.Chance(0.2)) return int64_t{0};
+    return rng.Chance(0.3) ? most : rng.Integer(0, most);
   };
-}
-
-// Keeps a case affordable for the f64 reference: sequences and heads shrink before lengths do.
-Case Bounded(Case c, int64_t limit) {
-  const auto work = [&] { return c.batch * c.q_heads * c.q_len * c.kv_len * c.head_dim; };
-  if (work() > limit) c.batch = 1;
-  if (work() > limit) {
-    c.q_heads /= c.kv_heads;
-    c.kv_heads = 1;
+  Lengths lengths;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    const int64_t queries = length(c.q_len), keys = length(c.kv_len);
+    lengths.queries.push_back(c.queries == AttentionQueries::kWhole ? c.q_len : queries);
+    lengths.keys.push_back(c.ragged_kv ? keys : c.kv_len);
+    // One sequence in eight is all padding.
+    lengths.starts.push_back(rng.Chance(0.125) ? lengths.keys.back() + 3
+                                               : rng.Integer(0, lengths.keys.back() / 2));
   }
-  return c;
+  return lengths;
 }
 
-std::vector<Case> Bounded(std::vector<Case> cases, int64_t limit) {
-  for (Case& c : cases) c = Bounded(c, limit);
-  return cases;
-}
+int64_t PagesFor(int64_t keys, int64_t page_size) { return (keys + page_size - 1) / page_size; }
 
-void SetHeads(Case& c, int64_t kv_heads, int64_t group) {
-  c.kv_heads = kv_heads;
-  c.q_heads = kv_heads * group;
-}
+struct Pages {
+  std::vector<int64_t> table;  // [B, columns]
+  int64_t columns = 0;
+  int64_t pool = 0;
+};
 
-Pairwise<Case>::Settings Heads(const std::vector<std::pair<int64_t, int64_t>>& heads) {
-  Pairwise<Case>::Settings settings;
-  for (const auto& [kv_heads, group] : heads) {
-    settings.push_back([=](Case& c) { SetHeads(c, kv_heads, group); });
+// Shuffled, with a few pages that nobody uses.
+Pages PagesOf(const Case& c, const Lengths& lengths) {
+  Pages pages;
+  pages.columns = PagesFor(c.kv_len, c.page_size);
+  for (int64_t keys : lengths.keys) pages.pool += PagesFor(keys, c.page_size);
+  pages.pool += 3;
+  std::vector<int64_t> order(static_cast<size_t>(pages.pool));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  Rng rng(SeedOf(c, kPages));
+  for (int64_t i = pages.pool - 1; i > 0; --i) {
+    std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(rng.Integer(0, i))]);
   }
-  return settings;
+  auto next = order.begin();
+  for (int64_t keys : lengths.keys) {
+    for (int64_t column = 0; column < pages.columns; ++column) {
+      pages.table.push_back(column * c.page_size < keys ? *next++ : INT32_MAX);
+    }
+  }
+  return pages;
 }
 
-Pairwise<Case>::Settings Lengths(const std::vector<std::pair<int64_t, int64_t>>& lengths) {
-  Pairwise<Case>::Settings settings;
-  for (const auto& [q_len, kv_len] : lengths) {
-    settings.push_back([=](Case& c) {
-      c.q_len = q_len;
-      c.kv_len = kv_len;
+// --- bias and mask
+
+Shape BroadcastShape(AttentionExtents extents, const Shape& whole) {
+  Shape shape = whole;
+  switch (extents) {
+    case AttentionExtents::kAbsent:
+    case AttentionExtents::kFull:
+      break;
+    case AttentionExtents::kOneHead:
+      shape[1] = 1;
+      break;
+    case AttentionExtents::kOneBatch:
+      shape[0] = 1;
+      break;
+    case AttentionExtents::kOneHeadAndQuery:
+      shape[1] = shape[2] = 1;
+      break;
+    case AttentionExtents::kOneBatchAndHead:
+      shape[0] = shape[1] = 1;
+      break;
+    case AttentionExtents::kOneKey:
+      shape[3] = 1;
+      break;
+  }
+  return shape;
+}
+
+// A number in [0, 1) for each tuple of numbers (splitmix64).
+double Hash(uint64_t seed, std::initializer_list<int64_t> numbers) {
+  uint64_t x = seed;
+  for (int64_t number : numbers) {
+    x += 0x9E3779B97F4A7C15u + static_cast<uint64_t>(number);
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    x ^= x >> 31;
+  }
+  return static_cast<double>(x >> 11) * 0x1p-53;
+}
+
+bool Hides(AttentionHidden pattern, uint64_t seed, int64_t b, int64_t h, int64_t i, int64_t j) {
+  switch (pattern) {
+    case AttentionHidden::kNothing:
+      return false;
+    case AttentionHidden::kEntries:
+      return Hash(seed, {b, h, i, j}) < 0.2;
+    case AttentionHidden::kBlocks:
+      return Hash(seed, {b, h, i / 16, j / 32}) < 0.2;
+    case AttentionHidden::kRows:
+      return Hash(seed, {b, h, i}) < 0.25;
+  }
+  return false;
+}
+
+// Hides() of row-major index `n` of a bias or mask of this shape.
+bool HidesElement(AttentionHidden pattern, uint64_t seed, const Shape& shape, int64_t n) {
+  const int64_t j = n % shape[3], i = n / shape[3] % shape[2];
+  const int64_t h = n / shape[3] / shape[2] % shape[1], b = n / shape[3] / shape[2] / shape[1];
+  return Hides(pattern, seed, b, h, i, j);
+}
+
+void AddBias(const Case& c, const Shape& whole, Operands& operands) {
+  const Shape shape = BroadcastShape(c.bias, whole);
+  operands.Input(
+      "bias", c.bias_dtype, shape, c.bias_layout,
+      [=, rng = Rng(SeedOf(c, kBias)), seed = SeedOf(c, kBiasHidden)](int64_t n) mutable {
+        const double x = rng.Normal();
+        return HidesElement(c.bias_hides, seed, shape, n) ? -kInfinity : x;
+      });
+}
+
+// Columns beyond the keys, which no kernel may heed, are visible.
+void AddMask(const Case& c, const Shape& whole, Operands& operands) {
+  const uint64_t seed = SeedOf(c, kMaskHidden);
+  if (!c.mask_packed) {
+    const Shape shape = BroadcastShape(c.mask, whole);
+    operands.Input("mask", DType::kBool, shape, c.bias_layout, [=](int64_t n) {
+      return HidesElement(c.mask_hides, seed, shape, n) ? 0.0 : 1.0;
+    });
+    return;
+  }
+  Shape shape = whole;
+  if (c.mask != AttentionExtents::kOneKey) shape = BroadcastShape(c.mask, whole);
+  const int64_t keys = shape[3];
+  shape[3] = (keys + 31) / 32;
+  operands.Input("mask", DType::kU32, shape, c.bias_layout, [=](int64_t n) {
+    const int64_t first = n % shape[3] * 32, row = n / shape[3];
+    uint32_t word = 0;
+    for (int64_t j = first; j < first + 32; ++j) {
+      const Shape bits = {shape[0], shape[1], shape[2], keys};
+      const bool hidden = j < keys && HidesElement(c.mask_hides, seed, bits, row * keys + j);
+      word |= uint32_t{!hidden} << (j - first);
+    }
+    return static_cast<double>(word);
+  });
+}
+
+// --- what nobody sees
+
+// Which elements of a view (by address, so that broadcast ones are one) are in use.
+class Marks {
+ public:
+  explicit Marks(const TensorView& view)
+      : view_(view),
+        marked_(view.present() ? static_cast<size_t>(ByteExtent(view) / BlockBytes(view.dtype))
+                               : 0) {}
+  void Mark(int64_t offset) { marked_[static_cast<size_t>(offset)] = true; }
+  // The elements of the last dimension at `offset` are one unit, marked by the first.
+  template <typename Fn>
+  void ForEachUnmarkedRow(Fn&& fn) const {
+    if (!view_.present() || view_.empty()) return;
+    reference::ForEachOffset(Slice(view_, 3, 0, 1), [&](int64_t offset) {
+      if (!marked_[static_cast<size_t>(offset)]) fn(RowAt(offset));
     });
   }
-  return settings;
-}
-
-// q, kv, out
-Pairwise<Case>::Settings DTypes(const std::vector<std::array<DType, 3>>& dtypes) {
-  Pairwise<Case>::Settings settings;
-  for (const auto& [q, kv, out] : dtypes) {
-    settings.push_back([=](Case& c) {
-      c.q_dtype = q;
-      c.kv_dtype = kv;
-      c.out_dtype = out;
+  template <typename Fn>
+  void ForEachUnmarked(Fn&& fn) const {
+    if (!view_.present() || view_.empty()) return;
+    reference::ForEachOffset(view_, [&](int64_t offset) {
+      if (!marked_[static_cast<size_t>(offset)]) fn(ElementAt(offset));
     });
   }
-  return settings;
-}
 
-Pairwise<Case>::Settings Windows(const std::vector<std::pair<int64_t, int64_t>>& windows) {
-  Pairwise<Case>::Settings settings;
-  for (const auto& [left, right] : windows) {
-    settings.push_back([=](Case& c) {
-      c.window_left = left;
-      c.window_right = right;
-    });
+ private:
+  TensorView ElementAt(int64_t offset) const {
+    TensorView element = view_;
+    element.data = static_cast<char*>(view_.data) + ByteOffset(view_.dtype, offset);
+    element.shape = {1};
+    element.strides = {1};
+    return element;
   }
-  return settings;
-}
-
-Pairwise<Case>::Settings NewKeys(const std::vector<std::pair<int64_t, DType>>& news) {
-  Pairwise<Case>::Settings settings;
-  for (const auto& [length, dtype] : news) {
-    settings.push_back([=](Case& c) {
-      c.new_len = length;
-      c.new_dtype = dtype;
-    });
+  TensorView RowAt(int64_t offset) const {
+    TensorView row = ElementAt(offset);
+    row.shape = {view_.dim(3)};
+    row.strides = {view_.stride(3)};
+    return row;
   }
-  return settings;
+
+  TensorView view_;
+  std::vector<bool> marked_;
+};
+
+// i8 has no NaN; its scale has.
+void Spoil(const TensorView& elements) {
+  const double poison = elements.dtype == DType::kI8 ? 127.0 : kNan;
+  reference::WriteAll(elements, [=](int64_t) { return poison; });
 }
 
-constexpr DType kF32 = DType::kF32, kF16 = DType::kF16, kBF16 = DType::kBF16;
-
-const std::vector<std::array<DType, 3>> kUsualDTypes = {{kF32, kF32, kF32},
-                                                        {kF16, kF16, kF16},
-                                                        {kBF16, kBF16, kBF16},
-                                                        {kF32, kF16, kF32},
-                                                        {kF32, kBF16, kF32}};
-const std::vector<std::array<DType, 3>> kMixedDTypes = {
-    {kF32, kF32, kF32},  {kF16, kF16, kF16},  {kBF16, kBF16, kBF16}, {kF32, kF16, kF32},
-    {kBF16, kF16, kF32}, {kF16, kF32, kBF16}, {kF16, kBF16, kF16},   {kF32, kBF16, kF16}};
-
-// What models do: heads next to each other or tokens next to each other, causal with a past.
-std::vector<Case> UsualCases() {
-  std::vector<Case> cases =
-      Pairwise<Case>()
-          .Group(Heads({{2, 1}, {3, 2}, {2, 4}, {1, 7}, {2, 8}, {1, 16}, {1, 1}}))
-          .Field(&Case::head_dim, {32, 40, 64, 80, 96, 128, 192, 256})
-          .Group(Lengths({{1, 1}, {1, 239}, {1, 1030}, {4, 515}, {33, 33}, {113, 203}, {40, 9}}))
-          .Group(DTypes(kUsualDTypes))
-          .Field(&Case::causal, {Causal::kBottomRight, Causal::kNone})
-          .Field(&Case::lse, {false, true})
-          .Field(&Case::q_layout, {Layout::kContiguous, Layout::kTransposed})
-          .Field(&Case::kv_layout, {Layout::kContiguous, Layout::kTransposed, Layout::kPadded})
-          .Field(&Case::new_len, {-1, 1})
-          .Select(1000);
-  for (Case& c : cases) {
-    c.out_layout = c.q_layout;
-    c.new_dtype = c.q_dtype;
-  }
-  return cases;
+TensorView RowView(const TensorView& view, int64_t offset) {
+  TensorView row = view;
+  row.data = static_cast<char*>(view.data) + ByteOffset(view.dtype, offset);
+  row.shape = {view.dim(3)};
+  row.strides = {view.stride(3)};
+  return row;
 }
 
-// Every group size with every head_dim with every relation of the lengths; the remaining fields
-// take turns.
-std::vector<Case> ShapeProduct() {
-  const auto lengths = Lengths({{0, 9}, {1, 1}, {1, 150}, {21, 21}, {13, 70}, {40, 17}});
-  const auto dtypes = DTypes(kUsualDTypes);
-  std::vector<Case> cases;
-  for (int64_t group : {1, 2, 4, 7, 8, 16}) {
-    for (int64_t head_dim : {32, 40, 64, 80, 96, 128, 192, 256}) {
-      for (const auto& set_lengths : lengths) {
-        const size_t turn = cases.size();
-        Case c;
-        SetHeads(c, 1 + static_cast<int64_t>(turn % 2), group);
-        c.head_dim = head_dim;
-        set_lengths(c);
-        dtypes[turn % dtypes.size()](c);  // five: no divisor of the other counts
-        c.lse = turn % 3 == 0;
-        c.causal = turn % 7 == 0 ? Causal::kNone : Causal::kBottomRight;
-        c.new_len = turn % 11 == 0 ? 1 : -1;
-        c.seed = static_cast<int64_t>(6000 + turn);
-        cases.push_back(c);
+// Turns into NaN what no query sees, and what `values` says.
+void PlaceNan(const Case& c, const AttentionArgs& args) {
+  Marks q(args.q), k(args.k), v(args.v), k_new(args.k_new), v_new(args.v_new), bias(args.bias);
+  Marks k_scale(args.k_scale), v_scale(args.v_scale);
+  for (int64_t b = 0; b < args.batch(); ++b) {
+    const reference::AttentionExtent extent = reference::ExtentOf(args, b);
+    for (int64_t h = 0; h < args.q_heads(); ++h) {
+      const int64_t g = h / (args.q_heads() / args.kv_heads());
+      for (int64_t i = 0; i < extent.rule.q_len; ++i) {
+        const int64_t row = extent.first_row + i;
+        q.Mark(extent.plane * args.q.stride(0) + h * args.q.stride(1) + row * args.q.stride(2));
+        const auto place = [&](const TensorView& cache, const TensorView& fresh, int64_t j) {
+          return reference::PlaceOf(args, extent, cache, fresh, b, g, j).offset;
+        };
+        AttentionArgs without_bias = args;
+        without_bias.bias = {};
+        for (int64_t j : reference::VisibleKeys(without_bias, extent, b, h, i)) {
+          if (args.bias.present()) {
+            const int64_t at = reference::BroadcastOffset(args.bias, b, h, row, j);
+            bias.Mark(at);
+            if (reference::ReadAt(args.bias, at) == -kInfinity) continue;
+          }
+          (j < extent.cache_len ? k : k_new).Mark(place(args.k, args.k_new, j));
+          (j < extent.cache_len ? v : v_new).Mark(place(args.v, args.v_new, j));
+          if (args.k_scale.present() && j < extent.cache_len) {
+            k_scale.Mark(place(args.k_scale, {}, j));
+            v_scale.Mark(place(args.v_scale, {}, j));
+          }
+        }
+      }
+      // The chosen NaN: one key, or one query.
+      const int64_t last = extent.rule.kv_len - 1;
+      const int64_t key = c.values == AttentionValues::kNanFirst  ? extent.rule.kv_begin
+                          : c.values == AttentionValues::kNanLast ? last
+                                                                  : -1;
+      if (key >= 0 && key <= last) {
+        const bool in_scale = key < extent.cache_len && args.k_scale.present();
+        for (const auto& [cache, fresh, scale] :
+             {std::tuple(&args.k, &args.k_new, &args.k_scale),
+              std::tuple(&args.v, &args.v_new, &args.v_scale)}) {
+          const auto at =
+              reference::PlaceOf(args, extent, in_scale ? *scale : *cache, *fresh, b, g, key);
+          if (in_scale) {
+            *scale->At<float>(at.offset) = static_cast<float>(kNan);
+          } else {
+            Spoil(RowView(*at.view, at.offset));
+          }
+        }
+      }
+      if (c.values == AttentionValues::kNanQuery && extent.rule.q_len > 0) {
+        Spoil(RowView(args.q, extent.plane * args.q.stride(0) + h * args.q.stride(1) +
+                                  extent.first_row * args.q.stride(2)));
       }
     }
   }
-  return cases;
-}
-
-// Everything the op allows.
-std::vector<Case> UnusualCases() {
-  return Pairwise<Case>()
-      .Field(&Case::batch, {2, 1, 3})
-      .Group(Heads({{1, 1}, {2, 2}, {1, 7}, {3, 4}, {5, 1}}))
-      .Field(&Case::head_dim, {64, 1, 20, 59, 80, 111, 128})
-      .Field(&Case::v_head_dim, {0, 48, 129})
-      .Group(Lengths({{0, 5}, {1, 0}, {4, 0}, {1, 65}, {7, 7}, {19, 130}, {37, 12}, {70, 70}}))
-      .Group(NewKeys({{-1, kF32}, {0, kF16}, {1, kBF16}, {5, kF32}, {9, kF16}}))
-      .Group(DTypes(kMixedDTypes))
-      .Field(&Case::causal, {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft})
-      .Group(
-          Windows({{-1, -1}, {0, -1}, {7, -1}, {16, 4}, {3, 0}, {-1, 2}, {INT64_MAX, INT64_MAX}}))
-      .Field(&Case::scale, {std::nullopt, 0.25f, -0.25f, 0.0f})
-      .Field(&Case::lse, {true, false})
-      .Field(&Case::q_layout, {Layout::kContiguous, Layout::kPadded, Layout::kTransposed,
-                               Layout::kBroadcast, Layout::kSpread})
-      .Field(&Case::kv_layout, {Layout::kContiguous, Layout::kPadded, Layout::kTransposed,
-                                Layout::kBroadcast, Layout::kSpread})
-      .Field(&Case::out_layout,
-             {Layout::kContiguous, Layout::kPadded, Layout::kTransposed, Layout::kSpread})
-      .Field(&Case::values,
-             {AttentionValues::kNormal, AttentionValues::kNormal, AttentionValues::kNanFirst,
-              AttentionValues::kNanLast, AttentionValues::kNanQuery})
-      .Select(2000);
-}
-
-// Each named for the bug it would show.
-std::vector<Case> NamedCases() {
-  return {
-      // decoding: the cache is split over threads and merged
-      {.q_heads = 8, .kv_heads = 2, .kv_len = 4099, .head_dim = 128, .kv_dtype = kF16, .lse = true},
-      {.q_heads = 4, .kv_heads = 1, .kv_len = 2500, .new_len = 1, .kv_dtype = kBF16, .seed = 2},
-      // long sums: f16 accumulation would show (relative L2 below 1e-3 is asked of f16)
-      {.q_heads = 2, .kv_len = 16384, .kv_dtype = kF16, .seed = 3},
-      {.q_heads = 2,
-       .kv_len = 16384,
-       .q_dtype = kF16,
-       .kv_dtype = kF16,
-       .out_dtype = kF16,
-       .seed = 4},
-      // prefill over several tiles in both directions
-      {.q_heads = 2, .kv_heads = 1, .q_len = 300, .kv_len = 300, .lse = true, .seed = 5},
-      {.q_heads = 2,
-       .kv_heads = 1,
-       .q_len = 150,
-       .kv_len = 420,
-       .q_dtype = kBF16,
-       .kv_dtype = kBF16,
-       .out_dtype = kBF16,
-       .seed = 6},
-      // more queries than keys: the first rows see nothing
-      {.q_heads = 4, .kv_heads = 2, .q_len = 90, .kv_len = 30, .lse = true, .seed = 7},
-      // only new keys, no cache
-      {.q_heads = 4, .kv_heads = 2, .q_len = 6, .kv_len = 0, .new_len = 6, .lse = true, .seed = 8},
-      // scores beyond the range of f16
-      {.q_heads = 2,
-       .q_len = 5,
-       .kv_len = 77,
-       .q_dtype = kF16,
-       .kv_dtype = kF16,
-       .out_dtype = kF16,
-       .scale = 1.0f,
-       .lse = true,
-       .values = AttentionValues::kLarge,
-       .seed = 9},
-      {.q_heads = 2,
-       .kv_len = 300,
-       .q_dtype = kF16,
-       .kv_dtype = kF16,
-       .out_dtype = kF16,
-       .scale = 1.0f,
-       .values = AttentionValues::kLarge,
-       .seed = 10},
-      // NaN that nobody may see: beyond a top-left causal mask, left of a window
-      {.q_heads = 2,
-       .q_len = 20,
-       .kv_len = 64,
-       .causal = Causal::kTopLeft,
-       .lse = true,
-       .values = AttentionValues::kNanLast,
-       .seed = 11},
-      {.q_heads = 2,
-       .kv_len = 600,
-       .window_left = 100,
-       .lse = true,
-       .values = AttentionValues::kNanFirst,
-       .seed = 12},
-      {.q_heads = 2,
-       .q_len = 70,
-       .kv_len = 70,
-       .lse = true,
-       .values = AttentionValues::kNanLast,
-       .seed = 13},
-      // NaN that must be seen
-      {.q_heads = 2, .kv_len = 500, .lse = true, .values = AttentionValues::kNanFirst, .seed = 14},
-      // one cache shared by all sequences
-      {.batch = 3,
-       .q_heads = 4,
-       .kv_heads = 2,
-       .kv_len = 140,
-       .kv_layout = Layout::kBroadcast,
-       .seed = 15},
-  };
+  for (const Marks* marks : {&q, &k, &v, &k_new, &v_new}) marks->ForEachUnmarkedRow(Spoil);
+  for (const Marks* marks : {&bias, &k_scale, &v_scale}) marks->ForEachUnmarked(Spoil);
 }
 
 }  // namespace
@@ -271,28 +332,78 @@ std::vector<Case> NamedCases() {
 Operands Case::MakeOperands() const {
   const int64_t dv = v_head_dim ? v_head_dim : head_dim;
   const double spread = values == AttentionValues::kLarge ? 100.0 : 1.0;
-  const int64_t last = kv_len + std::max<int64_t>(new_len, 0) - 1;
-  const int64_t nan_key = values == AttentionValues::kNanFirst  ? 0
-                          : values == AttentionValues::kNanLast ? last
-                                                                : -1;
-  const int64_t nan_query = values == AttentionValues::kNanQuery ? 0 : -1;
-  const auto random = static_cast<uint64_t>(seed) * 16;
   Operands operands;
-  operands.Input("q", q_dtype, {batch, q_heads, q_len, head_dim}, q_layout,
-                 RowsOf(random, spread, q_len, head_dim, nan_query));
-  operands.Input("k", kv_dtype, {batch, kv_heads, kv_len, head_dim}, kv_layout,
-                 RowsOf(random + 1, spread, kv_len, head_dim, nan_key));
-  operands.Input("v", kv_dtype, {batch, kv_heads, kv_len, dv}, kv_layout,
-                 RowsOf(random + 2, 1.0, kv_len, dv, nan_key));
-  if (new_len >= 0) {
-    const int64_t nan_new = nan_key < 0 ? -1 : nan_key - kv_len;
-    operands.Input("k_new", new_dtype, {batch, kv_heads, new_len, head_dim}, q_layout,
-                   RowsOf(random + 3, spread, new_len, head_dim, nan_new));
-    operands.Input("v_new", new_dtype, {batch, kv_heads, new_len, dv}, q_layout,
-                   RowsOf(random + 4, 1.0, new_len, dv, nan_new));
+  // Sizes that would not fit in memory: the errors of Operands, before anything is computed.
+  if (batch < 0 || q_len < 0 || kv_len < 0 || batch > (1 << 20) || page_size < 0) {
+    operands.Output("out", out_dtype, {batch, q_heads, q_len, kv_len}, out_layout);
+    return operands;
   }
-  operands.Output("out", out_dtype, {batch, q_heads, q_len, dv}, out_layout);
-  if (lse) operands.Output("lse", DType::kF32, {batch, q_heads, q_len}, out_layout);
+  const Lengths lengths = LengthsOf(*this);
+  const bool packed = queries == AttentionQueries::kPacked;
+  const int64_t q_batch = packed ? 1 : batch;
+  const int64_t rows = packed ? lengths.total_queries() : q_len;
+  const Pages pages = page_size > 0 ? PagesOf(*this, lengths) : Pages{};
+  const int64_t planes = page_size > 0 ? pages.pool : batch;
+  const int64_t plane_keys = page_size > 0 ? page_size : kv_len;
+  const int64_t all_keys =
+      (page_size > 0 ? pages.columns * page_size : kv_len) + std::max<int64_t>(new_len, 0);
+
+  operands.Input("q", q_dtype, {q_batch, q_heads, rows, head_dim}, q_layout,
+                 Normals(*this, kQ, q_dtype, spread));
+  operands.Input("k", kv_dtype, {planes, kv_heads, plane_keys, head_dim}, kv_layout,
+                 Normals(*this, kK, kv_dtype, spread));
+  operands.Input("v", kv_dtype, {planes, kv_heads, plane_keys, dv}, kv_layout,
+                 Normals(*this, kV, kv_dtype, 1.0));
+  if (kv_dtype == DType::kI8) {
+    Rng rng(SeedOf(*this, kScales));
+    for (const char* name : {"k_scale", "v_scale"}) {
+      operands.Input(name, DType::kF32, {planes, kv_heads, plane_keys}, kv_layout,
+                     [&](int64_t) { return (0.5 + rng.Uniform()) / kStepsPerDeviation; });
+    }
+  }
+  if (new_len >= 0) {
+    operands.Input("k_new", new_dtype, {batch, kv_heads, new_len, head_dim}, q_layout,
+                   Normals(*this, kKNew, new_dtype, spread));
+    operands.Input("v_new", new_dtype, {batch, kv_heads, new_len, dv}, q_layout,
+                   Normals(*this, kVNew, new_dtype, 1.0));
+  }
+  if (alibi) {
+    operands.Input("alibi_slopes", DType::kF32, {q_heads}, bias_layout, [this](int64_t h) {
+      return std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(q_heads));
+    });
+  }
+  if (sinks) {
+    operands.Input("sinks", DType::kF32, {q_heads}, bias_layout,
+                   [rng = Rng(SeedOf(*this, kSinks))](int64_t) mutable {
+                     const double x = 3.0 * rng.Normal();
+                     return rng.Chance(0.1) ? -kInfinity : x;
+                   });
+  }
+  const Shape whole = {batch, q_heads, rows, all_keys};
+  if (bias != AttentionExtents::kAbsent) AddBias(*this, whole, operands);
+  if (mask != AttentionExtents::kAbsent) AddMask(*this, whole, operands);
+
+  const auto list = [&](const char* name, const std::vector<int64_t>& numbers) {
+    operands.Input(name, DType::kI32, {static_cast<int64_t>(numbers.size())}, Layout::kContiguous,
+                   Listed(numbers));
+  };
+  if (queries == AttentionQueries::kRagged) list("q_lens", lengths.queries);
+  if (packed) {
+    std::vector<int64_t> offsets = {0};
+    for (int64_t length : lengths.queries) offsets.push_back(offsets.back() + length);
+    list("q_offsets", offsets);
+  }
+  if (ragged_kv || page_size > 0) list("kv_lens", lengths.keys);
+  if (left_padding) list("kv_starts", lengths.starts);
+  if (page_size > 0) {
+    operands.Input("page_table", DType::kI32, {batch, pages.columns}, Layout::kPadded,
+                   Listed(pages.table));
+  }
+  operands.Output("out", out_dtype, {q_batch, q_heads, rows, dv}, out_layout);
+  if (lse) operands.Output("lse", DType::kF32, {q_batch, q_heads, rows}, out_layout);
+  if (!operands.status().ok()) return operands;
+  const AttentionArgs args = Bind(Views(operands));
+  if (Validate(args).ok()) PlaceNan(*this, args);
   return operands;
 }
 
@@ -306,14 +417,29 @@ AttentionArgs Case::Bind(const Views& views) const {
   args.out = views("out");
   args.lse = views("lse");
   args.scale = scale;
+  args.softcap = softcap;
+  args.alibi_slopes = views("alibi_slopes");
+  args.bias = views("bias");
+  args.mask = views("mask");
+  args.sinks = views("sinks");
   args.causal = causal;
   args.window_left = window_left;
   args.window_right = window_right;
+  args.chunk = chunk;
+  args.prefix_len = prefix_len;
+  args.q_lens = views("q_lens");
+  args.q_offsets = views("q_offsets");
+  args.kv_lens = views("kv_lens");
+  args.kv_starts = views("kv_starts");
+  args.page_table = views("page_table");
+  args.k_scale = views("k_scale");
+  args.v_scale = views("v_scale");
   return args;
 }
 
 std::vector<Expectation> Case::Expect(const AttentionArgs& args) const {
   const reference::AttentionResult oracle = reference::Attention(args);
+  // The values of an i8 cache are what they are: only q and new keys could be stored coarsely.
   DType storage = reference::Coarser(q_dtype, kv_dtype);
   if (new_len >= 0) storage = reference::Coarser(storage, new_dtype);
   // Where the storage format overflows it is no measure: the scores are f32 by contract.
@@ -345,55 +471,6 @@ std::string Case::DTypeLabel() const {
   std::string label(Name(q_dtype));
   if (kv_dtype != q_dtype) label += " x " + std::string(Name(kv_dtype));
   return label;
-}
-
-std::vector<Case> Case::Grid(GridSize size) {
-  std::vector<Case> cases = NamedCases();
-  if (size == GridSize::kFull) {
-    Append(cases, Bounded(UsualCases(), 30'000'000));
-    Append(cases, Bounded(UnusualCases(), 10'000'000));
-    Append(cases, ShapeProduct());
-    return cases;
-  }
-  std::erase_if(cases, [](const Case& c) { return c.kv_len > 5000 || c.q_len > 200; });
-  Append(cases, Bounded(Pairwise<Case>()
-                            .Group(Heads({{2, 1}, {2, 4}, {1, 7}}))
-                            .Field(&Case::head_dim, {64, 80, 128})
-                            .Group(Lengths({{1, 129}, {33, 70}, {12, 5}}))
-                            .Group(DTypes(kUsualDTypes))
-                            .Field(&Case::kv_layout, {Layout::kContiguous, Layout::kPadded})
-                            .Field(&Case::lse, {false, true})
-                            .Select(500),
-                        2'000'000));
-  return cases;
-}
-
-Case Case::Random(Rng& rng) {
-  static constexpr auto kAny = [](Rng& r) { return r.Pick<DType>({kF32, kF16, kBF16}); };
-  static const std::vector<Layout> kLayouts = {Layout::kContiguous, Layout::kContiguous,
-                                               Layout::kPadded,     Layout::kTransposed,
-                                               Layout::kBroadcast,  Layout::kSpread};
-  Case c;
-  c.batch = rng.Integer(1, 3);
-  SetHeads(c, rng.Integer(1, 4), rng.Integer(1, 9));
-  c.q_len = rng.Chance(0.4) ? 1 : rng.Integer(0, 80);
-  c.kv_len = rng.Chance(0.2) ? c.q_len : rng.Integer(0, 300);
-  c.new_len = rng.Chance(0.5) ? -1 : rng.Integer(0, 10);
-  c.head_dim = rng.Chance(0.5) ? 16 * rng.Integer(1, 16) : rng.Integer(1, 200);
-  c.v_head_dim = rng.Chance(0.7) ? 0 : rng.Integer(1, 200);
-  c.q_dtype = kAny(rng);
-  c.kv_dtype = rng.Chance(0.5) ? c.q_dtype : kAny(rng);
-  c.new_dtype = rng.Chance(0.5) ? c.kv_dtype : kAny(rng);
-  c.out_dtype = rng.Chance(0.5) ? c.q_dtype : kAny(rng);
-  c.causal = rng.Pick<Causal>({Causal::kNone, Causal::kBottomRight, Causal::kTopLeft});
-  c.window_left = rng.Chance(0.6) ? -1 : rng.Integer(0, 100);
-  c.window_right = rng.Chance(0.8) ? -1 : rng.Integer(0, 50);
-  c.lse = rng.Chance(0.5);
-  c.q_layout = rng.Pick(kLayouts);
-  c.kv_layout = rng.Pick(kLayouts);
-  c.out_layout = rng.Pick(kLayouts);
-  c.seed = rng.Integer(1, 1'000'000);
-  return Bounded(c, 10'000'000);
 }
 
 }  // namespace tandem::cases
