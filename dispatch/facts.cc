@@ -105,8 +105,9 @@ OpFacts FactsOf(const EmbeddingArgs& args) {
 }
 OpFacts FactsOf(const KvAppendArgs& args) {
   OpFacts facts = RowWise(OpKind::kKvAppend, args.k, Bytes(args.k) + Bytes(args.v), 0.0);
-  facts.elements = args.k.num_elements() + args.v.num_elements();
-  facts.bytes += ByteOffset(args.k_cache.dtype, facts.elements);
+  facts.elements = args.k.num_elements() + args.v.num_elements() + args.q.num_elements();
+  facts.bytes += ByteOffset(args.k_cache.dtype, args.k.num_elements() + args.v.num_elements()) +
+                 Bytes(args.q) + Bytes(args.q_out);
   facts.operands = args.k_cache.device;
   return facts;
 }

@@ -1,9 +1,8 @@
-// Validation of the ops that read or write by index: embedding, kv_append, argmax, sample.
+// Validation of the ops that look up by index: embedding, argmax, sample.
 #include <cmath>
 
 #include "core/ops/argmax.h"
 #include "core/ops/embedding.h"
-#include "core/ops/kv_append.h"
 #include "core/ops/sample.h"
 #include "core/status.h"
 
@@ -36,39 +35,6 @@ absl::Status Validate(const EmbeddingArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckSameDevice("out", args.out, "table", args.table));
   TANDEM_RETURN_IF_ERROR(CheckNoOverlap("out", args.out, "ids", args.ids));
   return CheckNoOverlap("out", args.out, "table", args.table);
-}
-
-absl::Status Validate(const KvAppendArgs& args) {
-  TANDEM_RETURN_IF_ERROR(ValidateView("k", args.k, 4));
-  TANDEM_RETURN_IF_ERROR(ValidateView("v", args.v, 4));
-  TANDEM_RETURN_IF_ERROR(CheckFloat("k", args.k));
-  TANDEM_RETURN_IF_ERROR(CheckFloat("v", args.v));
-  TANDEM_RETURN_IF_ERROR(ValidateOutput("k_cache", args.k_cache, 4));
-  TANDEM_RETURN_IF_ERROR(ValidateOutput("v_cache", args.v_cache, 4));
-  TANDEM_RETURN_IF_ERROR(CheckFloat("k_cache", args.k_cache));
-  TANDEM_RETURN_IF_ERROR(CheckDType("v_cache", args.v_cache, args.k_cache.dtype));
-  TANDEM_RETURN_IF_ERROR(CheckSameDevice("v", args.v, "k", args.k));
-  TANDEM_RETURN_IF_ERROR(CheckSameDevice("k_cache", args.k_cache, "k", args.k));
-  TANDEM_RETURN_IF_ERROR(CheckSameDevice("v_cache", args.v_cache, "k", args.k));
-  for (int axis : {0, 1}) {
-    const std::string_view meaning = axis == 0 ? "batch" : "key/value heads";
-    TANDEM_RETURN_IF_ERROR(CheckDim("v", args.v, axis, meaning, args.k.dim(axis)));
-    TANDEM_RETURN_IF_ERROR(CheckDim("k_cache", args.k_cache, axis, meaning, args.k.dim(axis)));
-    TANDEM_RETURN_IF_ERROR(CheckDim("v_cache", args.v_cache, axis, meaning, args.k.dim(axis)));
-  }
-  TANDEM_RETURN_IF_ERROR(CheckDim("v", args.v, 2, "new tokens", args.k.dim(2)));
-  TANDEM_RETURN_IF_ERROR(CheckDim("k_cache", args.k_cache, 3, "head_dim", args.k.dim(3)));
-  TANDEM_RETURN_IF_ERROR(CheckDim("v_cache", args.v_cache, 3, "v head_dim", args.v.dim(3)));
-  TANDEM_RETURN_IF_ERROR(CheckDim("v_cache", args.v_cache, 2, "capacity", args.k_cache.dim(2)));
-  if (args.position < 0 || args.position > args.k_cache.dim(2) - args.k.dim(2)) {
-    return InvalidArgument("position: expected 0..capacity - new tokens = ",
-                           args.k_cache.dim(2) - args.k.dim(2), ", got ", args.position);
-  }
-  TANDEM_RETURN_IF_ERROR(CheckNoOverlap("k_cache", args.k_cache, "k", args.k));
-  TANDEM_RETURN_IF_ERROR(CheckNoOverlap("k_cache", args.k_cache, "v", args.v));
-  TANDEM_RETURN_IF_ERROR(CheckNoOverlap("v_cache", args.v_cache, "k", args.k));
-  TANDEM_RETURN_IF_ERROR(CheckNoOverlap("v_cache", args.v_cache, "v", args.v));
-  return CheckNoOverlap("v_cache", args.v_cache, "k_cache", args.k_cache);
 }
 
 absl::Status Validate(const ArgMaxArgs& args) {

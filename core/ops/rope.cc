@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <string>
 
 #include "core/status.h"
 
@@ -28,37 +29,50 @@ double YarnDimension(double rotations, double rotary_dim, double base, double co
 
 }  // namespace
 
+absl::Status ValidateRotation(std::string_view prefix, const RopeRotation& rotation,
+                              std::string_view x_name, const TensorView& x) {
+  const std::string before(prefix);
+  const std::string positions_name = before + "positions", inv_freq_name = before + "inv_freq";
+  const TensorView& positions = rotation.positions;
+  const TensorView& inv_freq = rotation.inv_freq;
+  TANDEM_RETURN_IF_ERROR(ValidateView(positions_name, positions));
+  if (positions.rank() != 1 && positions.rank() != 2) {
+    return InvalidArgument(positions_name, ": expected rank 1 or 2, got ", positions.rank());
+  }
+  TANDEM_RETURN_IF_ERROR(CheckDType(positions_name, positions, DType::kI32));
+  TANDEM_RETURN_IF_ERROR(
+      CheckDim(positions_name, positions, positions.rank() - 1, "tokens", x.dim(2)));
+  if (positions.rank() == 2) {
+    TANDEM_RETURN_IF_ERROR(CheckDim(positions_name, positions, 0, "batch", x.dim(0)));
+  }
+  TANDEM_RETURN_IF_ERROR(CheckSameDevice(positions_name, positions, x_name, x));
+  TANDEM_RETURN_IF_ERROR(ValidateView(inv_freq_name, inv_freq, 1));
+  TANDEM_RETURN_IF_ERROR(CheckDType(inv_freq_name, inv_freq, DType::kF32));
+  TANDEM_RETURN_IF_ERROR(CheckSameDevice(inv_freq_name, inv_freq, x_name, x));
+  if (inv_freq.dim(0) > x.dim(3) / 2) {
+    return InvalidArgument(inv_freq_name,
+                           " dimension 0 (pairs): expected <= head_dim / 2 = ", x.dim(3) / 2,
+                           ", got ", inv_freq.dim(0));
+  }
+  if (rotation.pairing > RopePairing::kHalf) {
+    return InvalidArgument(before, "pairing: unknown value ", static_cast<int>(rotation.pairing));
+  }
+  if (!std::isfinite(rotation.magnitude)) {
+    return InvalidArgument(before, "magnitude: expected a finite number");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Validate(const RopeArgs& args) {
   TANDEM_RETURN_IF_ERROR(ValidateView("x", args.x, 4));
   TANDEM_RETURN_IF_ERROR(CheckFloat("x", args.x));
-  TANDEM_RETURN_IF_ERROR(ValidateView("positions", args.positions));
-  if (args.positions.rank() != 1 && args.positions.rank() != 2) {
-    return InvalidArgument("positions: expected rank 1 or 2, got ", args.positions.rank());
-  }
-  TANDEM_RETURN_IF_ERROR(CheckDType("positions", args.positions, DType::kI32));
-  TANDEM_RETURN_IF_ERROR(
-      CheckDim("positions", args.positions, args.positions.rank() - 1, "tokens", args.x.dim(2)));
-  if (args.positions.rank() == 2) {
-    TANDEM_RETURN_IF_ERROR(CheckDim("positions", args.positions, 0, "batch", args.x.dim(0)));
-  }
-  TANDEM_RETURN_IF_ERROR(CheckSameDevice("positions", args.positions, "x", args.x));
-  TANDEM_RETURN_IF_ERROR(ValidateView("inv_freq", args.inv_freq, 1));
-  TANDEM_RETURN_IF_ERROR(CheckDType("inv_freq", args.inv_freq, DType::kF32));
-  TANDEM_RETURN_IF_ERROR(CheckSameDevice("inv_freq", args.inv_freq, "x", args.x));
-  if (args.inv_freq.dim(0) > args.x.dim(3) / 2) {
-    return InvalidArgument("inv_freq dimension 0 (pairs): expected <= head_dim / 2 = ",
-                           args.x.dim(3) / 2, ", got ", args.inv_freq.dim(0));
-  }
+  TANDEM_RETURN_IF_ERROR(ValidateRotation("", args.rotation(), "x", args.x));
   TANDEM_RETURN_IF_ERROR(ValidateOutput("out", args.out, 4));
   TANDEM_RETURN_IF_ERROR(CheckFloat("out", args.out));
   TANDEM_RETURN_IF_ERROR(CheckSameDevice("out", args.out, "x", args.x));
   for (int i = 0; i < 4; ++i) {
     TANDEM_RETURN_IF_ERROR(CheckDim("out", args.out, i, "shape of x", args.x.dim(i)));
   }
-  if (args.pairing > RopePairing::kHalf) {
-    return InvalidArgument("pairing: unknown value ", static_cast<int>(args.pairing));
-  }
-  if (!std::isfinite(args.magnitude)) return InvalidArgument("magnitude: expected a finite number");
   TANDEM_RETURN_IF_ERROR(CheckNoOverlap("out", args.out, "positions", args.positions));
   TANDEM_RETURN_IF_ERROR(CheckNoOverlap("out", args.out, "inv_freq", args.inv_freq));
   return CheckInPlaceOrDisjoint("out", args.out, "x", args.x);

@@ -1,10 +1,15 @@
 // Rotary position embedding (Su et al. 2021).
 //
-// For token position p and pair i < R/2 the pair (x_a, x_b) is rotated by the angle t = p *
-// inv_freq[i]:
-//   out_a = m * (x_a cos t - x_b sin t)      out_b = m * (x_a sin t + x_b cos t)        m =
-//   magnitude kInterleaved  a = 2i, b = 2i + 1         (Llama weights in GGUF) kHalf         a = i,
-//   b = i + R/2        (NEOX: qwen2, qwen3)
+// For token position p and pair i < R/2 the pair (x_a, x_b) is rotated by the angle
+// t = p * inv_freq[i], m = magnitude:
+//   out_a = m * (x_a cos t - x_b sin t)
+//   out_b = m * (x_a sin t + x_b cos t)
+//
+// | pairing      | a  | b       | used by                |
+// |--------------|----|---------|------------------------|
+// | kInterleaved | 2i | 2i + 1  | Llama weights in GGUF  |
+// | kHalf        | i  | i + R/2 | NEOX: qwen2, qwen3     |
+//
 // Dimensions from R = 2 * len(inv_freq) on are copied. Angles are computed in f64 and rounded once:
 // at position 1e5 an f32 product would be off by 1e-2 radians.
 //
@@ -14,6 +19,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -24,6 +30,16 @@ namespace tandem {
 
 enum class RopePairing : uint8_t { kInterleaved, kHalf };
 
+// What to rotate by, where the op does more than rotate (kv_append).
+struct RopeRotation {
+  TensorView positions;  // [S] or [B, S] i32, >= 0
+  TensorView inv_freq;   // [R/2]         f32, R <= D
+  RopePairing pairing = RopePairing::kInterleaved;
+  float magnitude = 1.0f;
+
+  bool present() const { return positions.present() || inv_freq.present(); }
+};
+
 struct RopeArgs {
   static constexpr OpKind kOp = OpKind::kRope;
 
@@ -33,9 +49,14 @@ struct RopeArgs {
   TensorView out;        // shape of x    f32, f16, bf16; in place allowed
   RopePairing pairing = RopePairing::kInterleaved;
   float magnitude = 1.0f;
+
+  RopeRotation rotation() const { return {positions, inv_freq, pairing, magnitude}; }
 };
 
 absl::Status Validate(const RopeArgs& args);
+// The rotation of x [B, H, S, D]; `prefix` stands before the names of its fields in messages.
+absl::Status ValidateRotation(std::string_view prefix, const RopeRotation& rotation,
+                              std::string_view x_name, const TensorView& x);
 
 // How a model file says positions were stretched.
 struct RopeScaling {

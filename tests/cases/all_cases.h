@@ -3,6 +3,7 @@
 
 #include "tests/cases/attention_cases.h"
 #include "tests/cases/elementwise_cases.h"
+#include "tests/cases/kv_append_cases.h"
 #include "tests/cases/lookup_cases.h"
 #include "tests/cases/mask_cases.h"
 #include "tests/cases/matmul_cases.h"

@@ -1,4 +1,4 @@
-// Cases of the ops that read or write by index: embedding, kv_append, argmax, sample.
+// Cases of the ops that look up by index: embedding, argmax, sample.
 #pragma once
 
 #include <string>
@@ -6,7 +6,6 @@
 
 #include "core/ops/argmax.h"
 #include "core/ops/embedding.h"
-#include "core/ops/kv_append.h"
 #include "core/ops/sample.h"
 #include "tests/cases/random.h"
 #include "tests/cases/run.h"
@@ -55,51 +54,6 @@ struct EmbeddingCase {
 
   static std::vector<EmbeddingCase> Grid(GridSize size);
   static EmbeddingCase Random(Rng& rng);
-};
-
-struct KvAppendCase {
-  using Args = KvAppendArgs;
-
-  int64_t batch = 1;
-  int64_t heads = 1;
-  int64_t tokens = 1;
-  int64_t capacity = 16;
-  int64_t position = 0;
-  int64_t head_dim = 64;
-  int64_t v_head_dim = 64;
-  DType k_dtype = DType::kF32;
-  DType v_dtype = DType::kF32;
-  DType cache_dtype = DType::kF32;
-  Layout x_layout = Layout::kContiguous;
-  Layout cache_layout = Layout::kContiguous;
-  Values values = Values::kNormal;
-  int64_t seed = 1;
-
-  template <typename Self, typename Visitor>
-  static void VisitFields(Self& self, Visitor&& visit) {
-    visit("batch", self.batch);
-    visit("heads", self.heads);
-    visit("tokens", self.tokens);
-    visit("capacity", self.capacity);
-    visit("position", self.position);
-    visit("head_dim", self.head_dim);
-    visit("v_head_dim", self.v_head_dim);
-    visit("k_dtype", self.k_dtype);
-    visit("v_dtype", self.v_dtype);
-    visit("cache_dtype", self.cache_dtype);
-    visit("x_layout", self.x_layout);
-    visit("cache_layout", self.cache_layout);
-    visit("values", self.values);
-    visit("seed", self.seed);
-  }
-
-  Operands MakeOperands() const;
-  KvAppendArgs Bind(const Views& views) const;
-  std::vector<Expectation> Expect(const KvAppendArgs& args) const;
-  std::string DTypeLabel() const;
-
-  static std::vector<KvAppendCase> Grid(GridSize size);
-  static KvAppendCase Random(Rng& rng);
 };
 
 struct ArgMaxCase {

@@ -1,6 +1,7 @@
 #include "tests/cases/rope_cases.h"
 
 #include <cmath>
+#include <utility>
 
 #include "tests/cases/pairwise.h"
 #include "tests/reference/elements.h"
@@ -85,40 +86,51 @@ RopeArgs Case::Bind(const Views& views) const {
   return args;
 }
 
-std::vector<Expectation> Case::Expect(const RopeArgs& args) const {
-  Expectation out{.operand = in_place ? "x" : "out"};
-  const std::vector<double> x = reference::ReadAll(args.x);
-  const std::vector<double> positions = reference::ReadAll(args.positions);
-  const std::vector<double> inv_freq = reference::ReadAll(args.inv_freq);
-  const DType out_type = args.out.dtype;
+RotationOracle ExpectRotation(const TensorView& view, const RopeRotation& rotation,
+                              DType out_type) {
+  RotationOracle oracle;
+  const std::vector<double> x = reference::ReadAll(view);
+  const std::vector<double> positions = reference::ReadAll(rotation.positions);
+  const std::vector<double> inv_freq = reference::ReadAll(rotation.inv_freq);
+  const int64_t heads = view.dim(1), tokens = view.dim(2), head_dim = view.dim(3);
+  const int64_t all_tokens = rotation.positions.dim(-1);
   const auto rotated = static_cast<int64_t>(2 * inv_freq.size());
   for (int64_t i = 0; i < static_cast<int64_t>(x.size()); ++i) {
     const int64_t d = i % head_dim;
-    const int64_t token = i / head_dim % tokens;
+    const int64_t token = i / head_dim % tokens + all_tokens - tokens;
     const int64_t sequence = i / (head_dim * tokens * heads);
     if (d >= rotated) {
-      out.expected.push_back(reference::RoundTo(out_type, x[i]));
-      out.allowed.push_back(0.0);
+      oracle.expected.push_back(reference::RoundTo(out_type, x[i]));
+      oracle.allowed.push_back(0.0);
       continue;
     }
-    const bool half = pairing == RopePairing::kHalf;
+    const bool half = rotation.pairing == RopePairing::kHalf;
     const int64_t pair = half ? d % (rotated / 2) : d / 2;
     const bool first = half ? d < rotated / 2 : d % 2 == 0;
     const int64_t distance = half ? rotated / 2 : 1;
     const double other = x[first ? i + distance : i - distance];
-    const double position = positions[positions_per_sequence ? sequence * tokens + token : token];
+    const bool per_sequence = rotation.positions.rank() == 2;
+    const double position = positions[per_sequence ? sequence * all_tokens + token : token];
     const double angle = position * inv_freq[pair];
-    double y = magnitude * (x[i] * std::cos(angle) + (first ? -other : other) * std::sin(angle));
+    double y =
+        rotation.magnitude * (x[i] * std::cos(angle) + (first ? -other : other) * std::sin(angle));
     if (std::isinf(reference::RoundTo(out_type, y)))
       y = reference::RoundTo(out_type, y);  // overflow
     // The angle itself is rounded to f64; then cos and sin, two products and a sum to f32.
-    const double terms = magnitude * (std::fabs(x[i]) + std::fabs(other));
+    const double terms = rotation.magnitude * (std::fabs(x[i]) + std::fabs(other));
     const double relative = 0x1p-22 + angle * 0x1p-51;
-    out.expected.push_back(y);
-    out.allowed.push_back(std::isfinite(terms) ? reference::HalfUlp(out_type, y) + terms * relative
-                                               : 0.0);
+    oracle.expected.push_back(y);
+    oracle.allowed.push_back(
+        std::isfinite(terms) ? reference::HalfUlp(out_type, y) + terms * relative : 0.0);
   }
-  return {std::move(out)};
+  return oracle;
+}
+
+std::vector<Expectation> Case::Expect(const RopeArgs& args) const {
+  RotationOracle oracle = ExpectRotation(args.x, args.rotation(), args.out.dtype);
+  return {{.operand = in_place ? "x" : "out",
+           .expected = std::move(oracle.expected),
+           .allowed = std::move(oracle.allowed)}};
 }
 
 std::string Case::DTypeLabel() const {

@@ -11,6 +11,13 @@
 
 namespace tandem::cases {
 
+// The oracle of a rotation of x [B, H, S, D] in f64, and the error that each element may have when
+// it is computed in f32 and stored as `out_type`. x is the last S of the rotation's tokens.
+struct RotationOracle {
+  std::vector<double> expected, allowed;
+};
+RotationOracle ExpectRotation(const TensorView& x, const RopeRotation& rotation, DType out_type);
+
 struct RopeCase {
   using Args = RopeArgs;
 
