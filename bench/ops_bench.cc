@@ -46,10 +46,23 @@ void Softmax(benchmark::State& state, int64_t rows, int64_t columns, DType dtype
 
 void RmsNorm(benchmark::State& state, int64_t rows, int64_t columns, DType dtype, int threads) {
   TensorArena arena;
-  const RmsNormArgs args = {.x = arena.Make(dtype, {rows, columns}),
-                            .weight = arena.Make(DType::kF32, {columns}),
-                            .out = arena.Make(dtype, {rows, columns})};
+  RmsNormArgs args;
+  args.x = arena.Make(dtype, {rows, columns});
+  args.weight = arena.Make(DType::kF32, {columns});
+  args.out = arena.Make(dtype, {rows, columns});
   Report(state, args, Bytes({args.x, args.weight, args.out}), threads);
+}
+
+// The sum is written over the residual, as a decoder layer does.
+void AddRmsNorm(benchmark::State& state, int64_t rows, int64_t columns, DType dtype, int threads) {
+  TensorArena arena;
+  RmsNormArgs args;
+  args.x = arena.Make(dtype, {rows, columns});
+  args.weight = arena.Make(DType::kF32, {columns});
+  args.residual = arena.Make(dtype, {rows, columns}, -1e-20f, 1e-20f);  // sums stay finite
+  args.sum = args.residual;
+  args.out = arena.Make(dtype, {rows, columns});
+  Report(state, args, Bytes({args.x, args.weight, args.residual, args.sum, args.out}), threads);
 }
 
 void SiluMul(benchmark::State& state, int64_t rows, int64_t columns, DType dtype, int threads) {
@@ -80,6 +93,33 @@ void Rope(benchmark::State& state, int64_t tokens, int64_t columns, DType dtype,
   args.out = args.x;
   args.pairing = RopePairing::kHalf;
   Report(state, args, 2 * Bytes({args.x}), threads);
+}
+
+// 8 key/value heads of 128 and 32 query heads, keys and queries (in place) rotated on the way.
+void KvAppend(benchmark::State& state, int64_t tokens, DType cache, bool rope, int threads) {
+  TensorArena arena;
+  const int64_t head_dim = 128, heads = 8, capacity = 1024;
+  KvAppendArgs args;
+  args.k = arena.Make(DType::kF32, {1, heads, tokens, head_dim});
+  args.v = arena.Make(DType::kF32, {1, heads, tokens, head_dim});
+  args.k_cache = arena.Make(cache, {1, heads, capacity, head_dim});
+  args.v_cache = arena.Make(cache, {1, heads, capacity, head_dim});
+  args.position = capacity - tokens;
+  if (cache == DType::kI8) {
+    args.k_scale = arena.Make(DType::kF32, {1, heads, capacity});
+    args.v_scale = arena.Make(DType::kF32, {1, heads, capacity});
+  }
+  int64_t bytes = Bytes({args.k, args.v}) + 2 * heads * tokens * head_dim * BlockBytes(cache);
+  if (rope) {
+    args.rope.positions = arena.Make(DType::kI32, {tokens});
+    for (int32_t i = 0; i < tokens; ++i) args.rope.positions.As<int32_t>()[i] = i + 1000;
+    args.rope.inv_freq = arena.Make(DType::kF32, {head_dim / 2}, 1e-4f, 1.0f);
+    args.rope.pairing = RopePairing::kHalf;
+    args.q = arena.Make(DType::kF32, {1, 4 * heads, tokens, head_dim});
+    args.q_out = args.q;
+    bytes += 2 * Bytes({args.q});
+  }
+  Report(state, args, bytes, threads);
 }
 
 void Cast(benchmark::State& state, int64_t rows, int64_t columns, DType from, DType to,
@@ -134,15 +174,27 @@ void Register() {
     void (*run)(benchmark::State&, int64_t, int64_t, DType, int);
     int64_t columns;
   };
-  for (const RowWise& op : {RowWise{"softmax", Softmax, 4096}, RowWise{"rms_norm", RmsNorm, 4096},
-                            RowWise{"silu_mul", SiluMul, 14336}, RowWise{"add", Add, 4096},
-                            RowWise{"rope", Rope, 4096}}) {
+  for (const RowWise& op :
+       {RowWise{"softmax", Softmax, 4096}, RowWise{"rms_norm", RmsNorm, 4096},
+        RowWise{"add_rms_norm", AddRmsNorm, 4096}, RowWise{"silu_mul", SiluMul, 14336},
+        RowWise{"add", Add, 4096}, RowWise{"rope", Rope, 4096}}) {
     for (int64_t rows : {1, 512}) {
       for (DType dtype : {DType::kF32, DType::kF16}) {
         const std::string name = std::string(op.name) + "/" + std::to_string(rows) + "x" +
                                  std::to_string(op.columns) + "/" + std::string(Name(dtype));
         Add(name, [=](benchmark::State& state, int threads) {
           op.run(state, rows, op.columns, dtype, threads);
+        });
+      }
+    }
+  }
+  for (int64_t tokens : {1, 512}) {
+    for (DType cache : {DType::kF32, DType::kF16, DType::kI8}) {
+      for (bool rope : {false, true}) {
+        const std::string name = std::string(rope ? "rope_kv_append/" : "kv_append/") +
+                                 std::to_string(tokens) + "x8x128/" + std::string(Name(cache));
+        Add(name, [=](benchmark::State& state, int threads) {
+          KvAppend(state, tokens, cache, rope, threads);
         });
       }
     }

@@ -85,8 +85,10 @@ OpFacts FactsOf(const SoftmaxArgs& args) {
   return RowWise(OpKind::kSoftmax, args.out, Bytes(args.x) + Bytes(args.out), 5.0);
 }
 OpFacts FactsOf(const RmsNormArgs& args) {
-  return RowWise(OpKind::kRmsNorm, args.out, Bytes(args.x) + Bytes(args.weight) + Bytes(args.out),
-                 4.0);
+  return RowWise(
+      OpKind::kRmsNorm, args.out,
+      Bytes(args.x) + Bytes(args.residual) + Bytes(args.weight) + Bytes(args.sum) + Bytes(args.out),
+      args.residual.present() ? 5.0 : 4.0);
 }
 OpFacts FactsOf(const RopeArgs& args) {
   return RowWise(OpKind::kRope, args.out, Bytes(args.x) + Bytes(args.out), 3.0);

@@ -48,7 +48,22 @@ absl::Status Validate(const RmsNormArgs& args) {
     return InvalidArgument("eps: expected a finite number > 0");
   }
   TANDEM_RETURN_IF_ERROR(CheckNoOverlap("out", args.out, "weight", args.weight));
-  return CheckInPlaceOrDisjoint("out", args.out, "x", args.x);
+  TANDEM_RETURN_IF_ERROR(CheckInPlaceOrDisjoint("out", args.out, "x", args.x));
+  if (args.residual.present() != args.sum.present()) {
+    return InvalidArgument("sum: expected to be given exactly when residual is");
+  }
+  if (!args.residual.present()) return absl::OkStatus();
+  TANDEM_RETURN_IF_ERROR(ValidateView("residual", args.residual));
+  TANDEM_RETURN_IF_ERROR(CheckFloat("residual", args.residual));
+  TANDEM_RETURN_IF_ERROR(CheckShapeOf("residual", args.residual, "x", args.x));
+  TANDEM_RETURN_IF_ERROR(ValidateOutput("sum", args.sum, args.x.rank()));
+  TANDEM_RETURN_IF_ERROR(CheckFloat("sum", args.sum));
+  TANDEM_RETURN_IF_ERROR(CheckShapeOf("sum", args.sum, "x", args.x));
+  TANDEM_RETURN_IF_ERROR(CheckInPlaceOrDisjoint("out", args.out, "residual", args.residual));
+  TANDEM_RETURN_IF_ERROR(CheckNoOverlap("sum", args.sum, "out", args.out));
+  TANDEM_RETURN_IF_ERROR(CheckNoOverlap("sum", args.sum, "weight", args.weight));
+  TANDEM_RETURN_IF_ERROR(CheckInPlaceOrDisjoint("sum", args.sum, "x", args.x));
+  return CheckInPlaceOrDisjoint("sum", args.sum, "residual", args.residual);
 }
 
 absl::Status Validate(const SiluMulArgs& args) {

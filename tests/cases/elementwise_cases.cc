@@ -1,8 +1,11 @@
 #include "tests/cases/elementwise_cases.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
+#include <string>
+#include <utility>
 
 #include "tests/cases/pairwise.h"
 #include "tests/reference/elements.h"
@@ -136,26 +139,59 @@ Operands RmsNormCase::MakeOperands() const {
   const std::vector<Shape> shapes = {
       {columns}, {rows, columns}, {rows, heads, columns}, {batch, rows, heads, columns}};
   const Shape& shape = shapes[static_cast<size_t>(std::clamp<int64_t>(rank, 1, 4) - 1)];
-  const Fill fill = FillWith(values, SeedOf(seed, 0));
-  if (in_place) {
-    operands.InOut("x", x_dtype, shape, x_layout, fill);
-  } else {
-    operands.Input("x", x_dtype, shape, x_layout, fill);
-    operands.Output("out", out_dtype, shape, out_layout);
+  const auto add = [&](std::string_view name, DType dtype, bool written, int i) {
+    const Fill fill = FillWith(values, SeedOf(seed, i));
+    if (written) {
+      operands.InOut(name, dtype, shape, x_layout, fill);
+    } else {
+      operands.Input(name, dtype, shape, x_layout, fill);
+    }
+  };
+  add("x", x_dtype, OutIsX() || (residual && sum_in_place == InPlace::kFirst), 0);
+  if (!OutIsX()) operands.Output("out", out_dtype, shape, out_layout);
+  if (residual) {
+    add("residual", residual_dtype, sum_in_place == InPlace::kSecond, 2);
+    if (sum_in_place == InPlace::kNo) operands.Output("sum", sum_dtype, shape, out_layout);
   }
   operands.Input("weight", weight_dtype, {columns}, weight_layout,
                  FillWith(Values::kNormal, SeedOf(seed, 1)));
   return operands;
 }
 
+bool RmsNormCase::OutIsX() const {
+  return in_place && !(residual && sum_in_place == InPlace::kFirst);
+}
+std::string RmsNormCase::SumName() const {
+  const std::array<std::string, 3> names = {"sum", "x", "residual"};
+  return names[static_cast<size_t>(sum_in_place)];
+}
+
 RmsNormArgs RmsNormCase::Bind(const Views& views) const {
-  return {
-      .x = views("x"), .weight = views("weight"), .out = views(in_place ? "x" : "out"), .eps = eps};
+  RmsNormArgs args;
+  args.x = views("x");
+  args.weight = views("weight");
+  args.out = views(OutIsX() ? "x" : "out");
+  args.eps = eps;
+  if (residual) {
+    args.residual = views("residual");
+    args.sum = views(SumName());
+  }
+  return args;
 }
 
 std::vector<Expectation> RmsNormCase::Expect(const RmsNormArgs& args) const {
-  Expectation out{.operand = in_place ? "x" : "out"};
-  const std::vector<double> x = ReadAll(args.x);
+  std::vector<Expectation> expectations;
+  std::vector<double> x = ReadAll(args.x);
+  if (residual) {
+    const std::vector<double> other = ReadAll(args.residual);
+    for (size_t i = 0; i < x.size(); ++i) {
+      // Rounded to f32, then to the type of the sum.
+      const float sum = static_cast<float>(x[i]) + static_cast<float>(other[i]);
+      x[i] = RoundTo(args.sum.dtype, sum);
+    }
+    expectations.push_back({.operand = SumName(), .expected = x, .allowed = {0.0}});
+  }
+  Expectation out{.operand = OutIsX() ? "x" : "out"};
   const std::vector<double> weight = ReadAll(args.weight);
   for (size_t row = 0; row < x.size(); row += weight.size()) {
     double squares = 0.0;
@@ -167,7 +203,8 @@ std::vector<Expectation> RmsNormCase::Expect(const RmsNormArgs& args) const {
       out.allowed.push_back(HalfUlp(args.out.dtype, y) + std::fabs(y) * 8.0 * kEpsilon);
     }
   }
-  return {std::move(out)};
+  expectations.push_back(std::move(out));
+  return expectations;
 }
 
 std::string RmsNormCase::DTypeLabel() const {
@@ -176,23 +213,34 @@ std::string RmsNormCase::DTypeLabel() const {
 
 std::vector<RmsNormCase> RmsNormCase::Grid(GridSize size) {
   std::vector<RmsNormCase> cases;
-  for (const auto& [r, n] : Sizes(size)) cases.push_back({.rows = r, .columns = n});
+  for (const auto& [r, n] : Sizes(size)) {
+    cases.push_back({.rows = r, .columns = n});
+    cases.push_back({.rows = r, .columns = n, .residual = true, .sum_in_place = InPlace::kSecond});
+  }
+  const auto variants = [&] {
+    return Pairwise<RmsNormCase>()
+        .Field(&RmsNormCase::rank, {1, 2, 3, 4})
+        .Field(&RmsNormCase::rows, {1, 5})
+        .Field(&RmsNormCase::columns, size == GridSize::kShort ? kShortColumns : kColumns)
+        .Field(&RmsNormCase::x_dtype, FloatDTypes())
+        .Field(&RmsNormCase::weight_dtype, FloatDTypes())
+        .Field(&RmsNormCase::out_dtype, FloatDTypes())
+        .Field(&RmsNormCase::eps, {1e-5f, 1e-6f, 1.0f})
+        .Field(&RmsNormCase::in_place, {false, true})
+        .Field(&RmsNormCase::x_layout, kInputs)
+        .Field(&RmsNormCase::weight_layout, {Layout::kContiguous, Layout::kSpread})
+        .Field(&RmsNormCase::out_layout, kOutputs)
+        .Field(&RmsNormCase::values, {Values::kNormal, Values::kLarge, Values::kSmall,
+                                      Values::kZeros, Values::kNonFinite});
+  };
+  Append(cases, variants().Select(6200));
   Append(cases,
-         Pairwise<RmsNormCase>()
-             .Field(&RmsNormCase::rank, {1, 2, 3, 4})
-             .Field(&RmsNormCase::rows, {1, 5})
-             .Field(&RmsNormCase::columns, size == GridSize::kShort ? kShortColumns : kColumns)
-             .Field(&RmsNormCase::x_dtype, FloatDTypes())
-             .Field(&RmsNormCase::weight_dtype, FloatDTypes())
-             .Field(&RmsNormCase::out_dtype, FloatDTypes())
-             .Field(&RmsNormCase::eps, {1e-5f, 1e-6f, 1.0f})
-             .Field(&RmsNormCase::in_place, {false, true})
-             .Field(&RmsNormCase::x_layout, kInputs)
-             .Field(&RmsNormCase::weight_layout, {Layout::kContiguous, Layout::kSpread})
-             .Field(&RmsNormCase::out_layout, kOutputs)
-             .Field(&RmsNormCase::values, {Values::kNormal, Values::kLarge, Values::kSmall,
-                                           Values::kZeros, Values::kNonFinite})
-             .Select(6200));
+         variants()
+             .Field(&RmsNormCase::residual, {true})
+             .Field(&RmsNormCase::residual_dtype, FloatDTypes())
+             .Field(&RmsNormCase::sum_dtype, FloatDTypes())
+             .Field(&RmsNormCase::sum_in_place, {InPlace::kNo, InPlace::kFirst, InPlace::kSecond})
+             .Select(6300));
   return cases;
 }
 
@@ -205,6 +253,10 @@ RmsNormCase RmsNormCase::Random(Rng& rng) {
   c.weight_dtype = rng.Pick(FloatDTypes());
   c.out_dtype = rng.Pick(FloatDTypes());
   c.in_place = rng.Chance(0.3);
+  c.residual = rng.Chance(0.5);
+  c.residual_dtype = rng.Chance(0.7) ? c.x_dtype : rng.Pick(FloatDTypes());
+  c.sum_dtype = rng.Pick(FloatDTypes());
+  c.sum_in_place = static_cast<InPlace>(rng.Integer(0, 2));
   c.x_layout = RandomLayout(rng);
   return c;
 }

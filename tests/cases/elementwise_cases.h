@@ -1,7 +1,9 @@
 // Cases of the row-wise ops: softmax, rms_norm, silu_mul, add, cast.
 #pragma once
 
+#include <array>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/ops/add.h"
@@ -52,6 +54,14 @@ struct SoftmaxCase {
   static SoftmaxCase Random(Rng& rng);
 };
 
+enum class InPlace : uint8_t {
+  kNo,
+  kFirst,
+  kSecond
+};  // the output is a separate tensor, the first or the second input
+template <>
+inline constexpr std::array<std::string_view, 3> kEnumNames<InPlace> = {"no", "first", "second"};
+
 struct RmsNormCase {
   using Args = RmsNormArgs;
 
@@ -65,6 +75,10 @@ struct RmsNormCase {
   DType out_dtype = DType::kF32;
   float eps = 1e-5f;
   bool in_place = false;  // out is x
+  bool residual = false;
+  DType residual_dtype = DType::kF32;
+  DType sum_dtype = DType::kF32;
+  InPlace sum_in_place = InPlace::kNo;  // sum is x or the residual; x is then not out
   Layout x_layout = Layout::kContiguous;
   Layout weight_layout = Layout::kContiguous;
   Layout out_layout = Layout::kContiguous;
@@ -83,6 +97,10 @@ struct RmsNormCase {
     visit("out_dtype", self.out_dtype);
     visit("eps", self.eps);
     visit("in_place", self.in_place);
+    visit("residual", self.residual);
+    visit("residual_dtype", self.residual_dtype);
+    visit("sum_dtype", self.sum_dtype);
+    visit("sum_in_place", self.sum_in_place);
     visit("x_layout", self.x_layout);
     visit("weight_layout", self.weight_layout);
     visit("out_layout", self.out_layout);
@@ -94,18 +112,12 @@ struct RmsNormCase {
   RmsNormArgs Bind(const Views& views) const;
   std::vector<Expectation> Expect(const RmsNormArgs& args) const;
   std::string DTypeLabel() const;
+  bool OutIsX() const;
+  std::string SumName() const;
 
   static std::vector<RmsNormCase> Grid(GridSize size);
   static RmsNormCase Random(Rng& rng);
 };
-
-enum class InPlace : uint8_t {
-  kNo,
-  kFirst,
-  kSecond
-};  // out is a separate tensor, the first or the second input
-template <>
-inline constexpr std::array<std::string_view, 3> kEnumNames<InPlace> = {"no", "first", "second"};
 
 struct SiluMulCase {
   using Args = SiluMulArgs;

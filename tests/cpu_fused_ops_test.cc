@@ -1,5 +1,5 @@
-// kv_append's promises beyond its cases: the bits of rope followed by a plain append, and what
-// becomes of numbers that int8 cannot hold.
+// Fused ops beyond their cases: the bits of the ops that they stand for. And what becomes of
+// numbers that an int8 cache cannot hold.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -16,7 +16,7 @@
 namespace tandem::cpu {
 namespace {
 
-class KvAppendTest : public testing::Test {
+class FusedOps : public testing::Test {
  protected:
   Tensor Make(DType dtype, const Shape& shape) {
     Tensor tensor = Tensor::Allocate(*allocator_, dtype, shape).value();
@@ -66,7 +66,7 @@ class KvAppendTest : public testing::Test {
   cases::Rng rng_{77};
 };
 
-TEST_F(KvAppendTest, FusedRopeHasTheBitsOfRopeThenAppend) {
+TEST_F(FusedOps, KvAppendHasTheBitsOfRopeThenAppend) {
   int compared = 0;
   for (const Kernel<KvAppendArgs>& kernel : Kernels<KvAppendArgs>()) {
     for (DType x : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -136,8 +136,46 @@ TEST_F(KvAppendTest, FusedRopeHasTheBitsOfRopeThenAppend) {
   EXPECT_GE(compared, 2 * 24) << "at least the scalar and the reference kernel run anywhere";
 }
 
+TEST_F(FusedOps, RmsNormHasTheBitsOfAddThenRmsNorm) {
+  int compared = 0;
+  for (const Kernel<RmsNormArgs>& kernel : Kernels<RmsNormArgs>()) {
+    for (DType x : {DType::kF32, DType::kF16, DType::kBF16}) {
+      for (DType sum : {DType::kF32, DType::kF16, DType::kBF16}) {
+        for (int64_t columns : {7, 2048, 2100}) {
+          SCOPED_TRACE(testing::Message() << kernel.name << " " << Name(x) << " " << Name(sum));
+          const Shape shape = {3, columns};
+          const Tensor a = Random(x, shape), b = Random(x, shape);
+          const Tensor weight = Random(DType::kF32, {columns});
+          const Tensor added = Make(sum, shape), separate = Make(x, shape);
+          const Tensor fused_sum = Make(sum, shape), fused = Make(x, shape);
+          RmsNormArgs args;
+          args.x = a;
+          args.residual = b;
+          args.sum = fused_sum;
+          args.weight = weight;
+          args.out = fused;
+          if (!Run(kernel.name, args)) continue;
+          AddArgs add;
+          add.a = a;
+          add.b = b;
+          add.out = added;
+          ASSERT_TRUE(Run(kernel.name, add));
+          args.x = added;
+          args.residual = args.sum = {};
+          args.out = separate;
+          ASSERT_TRUE(Run(kernel.name, args));
+          EXPECT_TRUE(SameBytes(fused_sum, added));
+          EXPECT_TRUE(SameBytes(fused, separate));
+          ++compared;
+        }
+      }
+    }
+  }
+  EXPECT_GE(compared, 2 * 27);
+}
+
 // One row quantised by every kernel.
-TEST_F(KvAppendTest, Int8RowsOfExtremeNumbers) {
+TEST_F(FusedOps, Int8RowsOfExtremeNumbers) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float infinity = std::numeric_limits<float>::infinity();
   struct Row {
