@@ -230,7 +230,7 @@ void RegisterAll() {
                 [=, &shape](benchmark::State& s) { Decode(s, shape, dtype, keys, cold, threads); });
           }
         }
-        for (int64_t length : {128, 512, 2048}) {
+        for (int64_t length : {128, 512, 1024, 2048, 4096}) {
           Register("Prefill" + suffix + "/length:" + std::to_string(length), threads,
                    [=, &shape](benchmark::State& s) { Prefill(s, shape, dtype, length, threads); });
         }

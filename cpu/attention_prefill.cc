@@ -1,26 +1,27 @@
 // Prefill attention: many query rows against many keys, as small matrix products. What counts is
 // multiply-adds.
 //
-// Algorithm: FlashAttention-2 (Dao 2023) on the CPU. The Hq / Hkv * Sq query rows of one key/value
-// head are numbered query-major (row = query * group + head) and cut into tiles of up to 192 rows;
-// a task takes one tile of rows through the visible keys, 128 at a time: pack K (transposed) and V
-// to f32 panels, S = Q K^T, online softmax, O = factor * O + P V (attention_prefill_tile-inl.h). Q
-// K^T is never materialised beyond rows x 128.
+// Algorithm: FlashAttention-2 (Dao 2023) on the CPU. A task takes a tile of up to 192 query rows
+// through the keys that they see, 128 at a time: pack K (transposed) and V to f32 panels, unless
+// that was done ahead; S = Q K^T; modifiers and visibility (attention_prefill_scores-inl.h); online
+// softmax; O = factor * O + P V (attention_prefill_tile-inl.h). Q K^T is never materialised beyond
+// rows x 128. The scale is multiplied into Q, sinks are merged into the final state.
 //
-// Tasks: (row tile, batch, kv head), the tiles with the most keys first. Tiles depend on the
-// arguments only: results are bit-identical at any thread count.
+// Tasks: see attention_prefill_plan.h. They depend on the arguments only: results are bit-identical
+// at any thread count.
 //
-// Memory traffic: K and V once per row tile, in their own type; Q, S, O and the panels of a task
-// stay in the second-level cache (0.4 MB at D = 128).
+// Memory traffic: K and V once in their own type and then their panels once per row tile, or in
+// their own type once per row tile; Q, S, O and the panels in use stay in the second-level cache
+// (0.4 MB at D = 128). Bias and mask are read where a row tile sees keys.
 //
-// Visibility: key tiles that no row of the tile sees are never read. Tiles that all rows see run
-// without checks. In between, each block of six rows computes the keys that any of its rows sees;
-// scores that a row does not see become -inf, their weights 0. A weight of 0 does not stop a NaN or
-// an infinity in V, so if the packed V holds one, the rows of such a tile are multiplied one by one
-// over exactly their own keys.
+// Visibility: key tiles that no row of the row tile sees are neither packed nor multiplied. Tiles
+// that all rows see run without checks. In between, each block of six rows computes the keys that
+// any of its rows sees; scores that a row does not see become -inf, their weights 0. A weight of 0
+// does not stop a NaN or an infinity in V, so if the packed V holds one, the rows of such a tile
+// are multiplied one by one over exactly their own keys.
 //
-// Range: any sizes; D, Dv, q rows and out rows contiguous (stride 1); f32/f16/bf16 in any mixture
-// of q, cache, new keys and out.
+// Range: every variant of core/ops/attention.h, any sizes; D, Dv, q rows and out rows contiguous
+// (stride 1); f32/f16/bf16 in any mixture of q, cache, new keys and out, and an i8 cache.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/attention_prefill.cc"
 // clang-format off
@@ -38,170 +39,206 @@
 #include "core/ops/online_softmax.h"
 #include "core/status.h"
 #include "cpu/attention_kernels.h"
+#include "cpu/attention_prefill_plan.h"
+#include "cpu/attention_prefill_scores-inl.h"
 #include "cpu/attention_prefill_tile-inl.h"
 #include "cpu/stream.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-// Scratch of one worker.
-struct PrefillScratch {
-  float* q;       // [tile_rows][q_stride]
-  float* scores;  // [tile_rows][kKeyTile]
-  float* acc;     // [tile_rows][acc_stride]
-  float* k;       // [kKeyTile / kPanel][D][kPanel]
-  float* v;       // [acc_stride / kPanel][kKeyTile][kPanel]
-  float* sum;     // [tile_rows][kLanes]
-  float* max;     // [tile_rows]
-  float* next_max;
-  float* factor;
-};
+// One row tile of one key/value head, or a piece of its keys.
+struct PrefillTask {
+  PrefillTask(const AttentionArgs& a, const PrefillPlan& p, const PrefillTile& t, int64_t head,
+              const PrefillScratch& scratch)
+      : args(a),
+        plan(p),
+        tile(t),
+        kv_head(head),
+        sequence(a.Sequence(t.sequence)),
+        rows(t.rows),
+        padded_rows((t.rows + kProductRows - 1) / kProductRows * kProductRows),
+        s(scratch),
+        modifiers(a, t.sequence) {}
 
-struct PrefillPlan {
-  int64_t group;
-  int64_t rows;       // per kv head
-  int64_t tile_rows;  // a multiple of kProductRows and of kLanes
-  int64_t row_tiles;
-  int64_t heads;           // B * Hkv
-  int64_t q_stride;        // floats
-  int64_t acc_stride;      // floats, whole panels
-  PrefillScratch scratch;  // of worker 0; the others follow
-};
+  int64_t Query(int64_t row) const { return (tile.first + row) / plan.group; }
+  int64_t Head(int64_t row) const { return kv_head * plan.group + (tile.first + row) % plan.group; }
+  // Address of a row of q, out or lse.
+  template <typename T>
+  T* RowOf(const TensorView& view, int64_t row) const {
+    return view.At<T>(sequence.q_batch * view.stride(0) + Head(row) * view.stride(1) +
+                      (sequence.q_begin + Query(row)) * view.stride(2));
+  }
 
-int64_t RoundUpTo(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-
-// Large tiles spread the packing of K and V over more rows, small ones give more threads work. A
-// function of the problem alone.
-int64_t TileRows(int64_t rows, int64_t heads) {
-  constexpr int64_t kSmall = 96, kLarge = 192;  // multiples of 6 and 16
-  if (rows <= kSmall) return kSmall;
-  return rows * heads >= kLarge * 64 ? kLarge : kSmall;
-}
-
-PrefillPlan MakePrefillPlan(const AttentionArgs& args, int64_t workers, Workspace& workspace) {
-  PrefillPlan plan = {};
-  plan.group = args.group();
-  plan.rows = plan.group * args.q_len();
-  plan.heads = args.batch() * args.kv_heads();
-  plan.tile_rows = TileRows(plan.rows, plan.heads);
-  plan.row_tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
-  plan.q_stride = RoundUpTo(args.head_dim(), kLanes);
-  plan.acc_stride = std::max(RoundUpTo(args.v_head_dim(), kPanel), kPanel);
-  plan.scratch.q = workspace.Take<float>(workers * plan.tile_rows * plan.q_stride);
-  plan.scratch.scores = workspace.Take<float>(workers * plan.tile_rows * kKeyTile);
-  plan.scratch.acc = workspace.Take<float>(workers * plan.tile_rows * plan.acc_stride);
-  plan.scratch.k = workspace.Take<float>(workers * kKeyTile * args.head_dim());
-  plan.scratch.v = workspace.Take<float>(workers * kKeyTile * plan.acc_stride);
-  plan.scratch.sum = workspace.Take<float>(workers * plan.tile_rows * kLanes);
-  plan.scratch.max = workspace.Take<float>(workers * plan.tile_rows);
-  plan.scratch.next_max = workspace.Take<float>(workers * plan.tile_rows);
-  plan.scratch.factor = workspace.Take<float>(workers * plan.tile_rows);
-  return plan;
-}
-
-PrefillScratch OfWorker(const PrefillPlan& plan, const AttentionArgs& args, int worker) {
-  PrefillScratch s = plan.scratch;
-  s.q += worker * plan.tile_rows * plan.q_stride;
-  s.scores += worker * plan.tile_rows * kKeyTile;
-  s.acc += worker * plan.tile_rows * plan.acc_stride;
-  s.k += worker * kKeyTile * args.head_dim();
-  s.v += worker * kKeyTile * plan.acc_stride;
-  s.sum += worker * plan.tile_rows * kLanes;
-  s.max += worker * plan.tile_rows;
-  s.next_max += worker * plan.tile_rows;
-  s.factor += worker * plan.tile_rows;
-  return s;
-}
-
-// The rows of one task.
-struct RowTile {
-  int64_t head;   // batch * Hkv + kv head
-  int64_t first;  // number of its first row among those of the kv head
+  const AttentionArgs& args;
+  const PrefillPlan& plan;
+  const PrefillTile& tile;
+  int64_t kv_head;
+  AttentionSequence sequence;
   int64_t rows;
   int64_t padded_rows;  // a multiple of kProductRows; the rows in between are zero and ignored
-  int64_t batch, kv_head;
+  PrefillScratch s;
+  ScoreModifiers modifiers;
+  KeyRange seen_by_all = {0, 0};
+};
+
+// The packed keys of one tile.
+struct Panels {
+  const float* k;
+  const float* v;
+  bool v_finite;
 };
 
 template <typename T>
-T* RowOf(const AttentionArgs& args, const TensorView& view, const RowTile& tile, int64_t row) {
-  const int64_t group = args.group();
-  return view.At<T>(tile.batch * view.stride(0) +
-                    (tile.kv_head * group + row % group) * view.stride(1) +
-                    row / group * view.stride(2));
-}
-
-template <typename T>
-HWY_NOINLINE void LoadQueries(const AttentionArgs& args, const RowTile& tile, int64_t q_stride,
-                              float* HWY_RESTRICT q) {
+HWY_NOINLINE void LoadQueries(const PrefillTask& task) {
   const DF d;
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    const T* row = RowOf<T>(args, args.q, tile, tile.first + r);
+  const int64_t q_stride = task.plan.q_stride, head_dim = task.args.head_dim();
+  const VF scale = hn::Set(d, task.args.Scale());
+  float* HWY_RESTRICT q = task.s.q;
+  for (int64_t r = 0; r < task.rows; ++r) {
+    const T* row = task.RowOf<T>(task.args.q, r);
     for (int64_t i = 0; i < q_stride; i += kLanes) {
-      hn::Store(LoadF32Part(row, i / kLanes, args.head_dim()), d, q + r * q_stride + i);
+      hn::Store(i < head_dim ? hn::Mul(LoadF32Part(row, i / kLanes, head_dim), scale) : hn::Zero(d),
+                d, q + r * q_stride + i);
     }
   }
-  std::fill(q + tile.rows * q_stride, q + tile.padded_rows * q_stride, 0.0f);
+  std::fill(q + task.rows * q_stride, q + task.padded_rows * q_stride, 0.0f);
 }
 
-template <typename T>
-HWY_NOINLINE void StoreRows(const AttentionArgs& args, const PrefillPlan& plan, const RowTile& tile,
-                            const PrefillScratch& s) {
-  const DF d;
-  const int64_t v_head_dim = args.v_head_dim();
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    float sum = 0.0f;
-    for (int lane = 0; lane < kLanes; ++lane) sum += s.sum[r * kLanes + lane];
-    const SoftmaxState state = {s.max[r], sum};
-    const VF normalizer = hn::Set(d, state.Normalizer());
-    T* out = RowOf<T>(args, args.out, tile, tile.first + r);
-    for (int64_t i = 0; i < v_head_dim; i += kLanes) {
-      StoreF32(hn::Mul(hn::LoadU(d, s.acc + r * plan.acc_stride + i), normalizer), out + i,
-               std::min<int64_t>(kLanes, v_head_dim - i));
-    }
-    if (args.lse.present()) {
-      *RowOf<float>(args, args.lse, tile, tile.first + r) = state.LogSumExp();
-    }
-  }
-}
+// ---- Keys
 
-// Packs keys [begin, end) of the sequence, which lie in one source. Returns whether V is finite.
-bool PackTile(const AttentionArgs& args, const RowTile& tile, int64_t begin, int64_t end,
-              const PrefillScratch& s) {
-  const bool cached = begin < args.cache_len();
+// Where the keys [begin, end) of a sequence lie; they are all in the cache or all new.
+void FindRows(const AttentionArgs& args, const AttentionSequence& sequence, int64_t batch,
+              int64_t kv_head, KeyRange keys, KeyRows& rows) {
+  const bool cached = keys.begin < sequence.cache_len;
   const TensorView& k = cached ? args.k : args.k_new;
   const TensorView& v = cached ? args.v : args.v_new;
-  const int64_t key = cached ? begin : begin - args.cache_len();
-  return DispatchFloat(k.dtype, [&]<typename T>() {
-    PackKeys<T>(k.At<T>(tile.batch * k.stride(0) + tile.kv_head * k.stride(1) + key * k.stride(2)),
-                k.stride(2), end - begin, args.head_dim(), s.k);
-    return PackValues<T>(
-        v.At<T>(tile.batch * v.stride(0) + tile.kv_head * v.stride(1) + key * v.stride(2)),
-        v.stride(2), end - begin, args.v_head_dim(), s.v);
-  });
+  const bool paged = cached && args.paged(), scaled = cached && args.k_scale.present();
+  const int64_t k_row = BlockBytes(k.dtype) * k.stride(2),
+                v_row = BlockBytes(v.dtype) * v.stride(2);
+  // In runs of keys that lie in one page, or all at once.
+  for (int64_t key = keys.begin; key < keys.end;) {
+    int64_t outer = batch, first = cached ? key : key - sequence.cache_len, end = keys.end;
+    if (paged) {
+      const int64_t column = key / args.page_size();
+      outer = *args.page_table.At<int32_t>(batch * args.page_table.stride(0) +
+                                           column * args.page_table.stride(1));
+      first = key - column * args.page_size();
+      end = std::min(end, (column + 1) * args.page_size());
+    }
+    const char* k_first = k.As<char>() +
+                          BlockBytes(k.dtype) * (outer * k.stride(0) + kv_head * k.stride(1)) +
+                          first * k_row;
+    const char* v_first = v.As<char>() +
+                          BlockBytes(v.dtype) * (outer * v.stride(0) + kv_head * v.stride(1)) +
+                          first * v_row;
+    for (int64_t j = 0; j < end - key; ++j) {
+      rows.k[key - keys.begin + j] = k_first + j * k_row;
+      rows.v[key - keys.begin + j] = v_first + j * v_row;
+      if (!scaled) continue;
+      const auto scale = [&](const TensorView& list) {
+        return *list.At<float>(outer * list.stride(0) + kv_head * list.stride(1) +
+                               (first + j) * list.stride(2));
+      };
+      rows.k_scale[key - keys.begin + j] = scale(args.k_scale);
+      rows.v_scale[key - keys.begin + j] = scale(args.v_scale);
+    }
+    key = end;
+  }
 }
 
-// S of rows [row, row + 6) for vectors covering keys [begin, end) of the tile.
-void ScoreRows(const AttentionArgs& args, const PrefillPlan& plan, const PrefillScratch& s,
-               int64_t row, int64_t begin, int64_t end) {
-  for (int64_t panel = begin / kPanel; panel * kPanel < end; ++panel) {
-    const int64_t first = std::max(begin - panel * kPanel, int64_t{0}) / kLanes;
-    const int64_t last = (std::min(end - panel * kPanel, kPanel) + kLanes - 1) / kLanes;
-    Product<kProductRows>(s.q + row * plan.q_stride, plan.q_stride,
-                          s.k + panel * kPanel * args.head_dim(), args.head_dim(),
-                          s.scores + row * kKeyTile + panel * kPanel, kKeyTile, nullptr, first,
-                          last);
-  }
+// Packs such keys. Returns whether V is finite.
+bool PackTile(const AttentionArgs& args, const AttentionSequence& sequence, int64_t batch,
+              int64_t kv_head, KeyRange keys, float* k, float* v) {
+  KeyRows rows;
+  FindRows(args, sequence, batch, kv_head, keys, rows);
+  const auto pack = [&]<typename T>() {
+    PackKeys<T>(rows, keys.end - keys.begin, args.head_dim(), k);
+    return PackValues<T>(rows, keys.end - keys.begin, args.v_head_dim(), v);
+  };
+  const DType dtype = (keys.begin < sequence.cache_len ? args.k : args.k_new).dtype;
+  if (dtype == DType::kI8) return pack.template operator()<int8_t>();
+  return DispatchFloat(dtype, pack);
+}
+
+// ---- One tile of keys
+
+// S of rows [row, row + 6) for vectors covering keys [begin, end) of one panel.
+HWY_INLINE void ScoreRows(const PrefillTask& task, const Panels& panels, int64_t row, int64_t panel,
+                          int64_t begin, int64_t end) {
+  const PrefillScratch& s = task.s;
+  const int64_t first = std::max<int64_t>(begin - panel * kPanel, 0) / kLanes;
+  const int64_t last = (std::min(end - panel * kPanel, kPanel) + kLanes - 1) / kLanes;
+  if (first >= last) return;
+  Product<kProductRows>(s.q + row * task.plan.q_stride, task.plan.q_stride,
+                        panels.k + panel * kPanel * task.plan.head_dim, task.plan.head_dim,
+                        s.scores + row * kPrefillKeyTile + panel * kPanel, kPrefillKeyTile, nullptr,
+                        first, last);
 }
 
 // O of kRows rows from `row` on, over keys [begin, end) of the tile.
 template <int kRows>
-void AccumulateRows(const AttentionArgs& args, const PrefillPlan& plan, const PrefillScratch& s,
-                    int64_t row, int64_t panel, int64_t begin, int64_t end) {
-  const int64_t columns = std::min(args.v_head_dim() - panel * kPanel, kPanel);
-  Product<kRows>(s.scores + row * kKeyTile + begin, kKeyTile,
-                 s.v + (panel * kKeyTile + begin) * kPanel, end - begin,
-                 s.acc + row * plan.acc_stride + panel * kPanel, plan.acc_stride, s.factor + row, 0,
-                 (columns + kLanes - 1) / kLanes);
+HWY_INLINE void AccumulateRows(const PrefillTask& task, const Panels& panels, int64_t row,
+                               int64_t panel, int64_t begin, int64_t end, const float* factor) {
+  const PrefillScratch& s = task.s;
+  const int64_t columns = std::min(task.args.v_head_dim() - panel * kPanel, kPanel);
+  Product<kRows>(s.scores + row * kPrefillKeyTile + begin, kPrefillKeyTile,
+                 panels.v + (panel * kPrefillKeyTile + begin) * kPanel, end - begin,
+                 s.acc + row * task.plan.acc_stride + panel * kPanel, task.plan.acc_stride, factor,
+                 0, (columns + kLanes - 1) / kLanes);
+}
+
+// begin, end: keys of the tile [keys.begin, keys.end) that each row sees, relative to it; bits:
+// which of them, given mask and bias.
+HWY_NOINLINE void FindVisible(const PrefillTask& task, KeyRange keys) {
+  const PrefillScratch& s = task.s;
+  const int64_t count = keys.end - keys.begin;
+  for (int64_t r = 0; r < task.rows; ++r) {
+    s.begin[r] =
+        static_cast<int32_t>(std::clamp<int64_t>(s.visible[r].begin - keys.begin, 0, count));
+    s.end[r] = static_cast<int32_t>(std::clamp<int64_t>(s.visible[r].end - keys.begin, 0, count));
+  }
+  if (!task.modifiers.has_bits()) return;
+  for (int64_t r = 0; r < task.rows; ++r) {
+    uint32_t* bits = s.bits + r * kBitWords;
+    if (r > 0 && task.modifiers.same_bits_for_heads() && task.Query(r) == task.Query(r - 1)) {
+      std::copy(bits - kBitWords, bits, bits);
+      continue;
+    }
+    RangeBits(s.begin[r], s.end[r], bits);
+    task.modifiers.AndBits(task.Head(r), task.sequence.q_begin + task.Query(r), keys.begin, count,
+                           bits);
+  }
+}
+
+// block_begin, block_end: keys that any row of a block sees. Returns whether any block sees any.
+HWY_NOINLINE bool FindBlocks(const PrefillTask& task) {
+  const PrefillScratch& s = task.s;
+  bool any = false;
+  for (int64_t block = 0; block * kProductRows < task.rows; ++block) {
+    const int64_t first = block * kProductRows;
+    const int64_t last = std::min(first + kProductRows, task.rows);
+    int64_t begin = kPrefillKeyTile, end = 0;
+    if (task.modifiers.has_bits()) {
+      for (int64_t w = 0; w < kBitWords; ++w) {
+        uint32_t seen = 0;
+        for (int64_t r = first; r < last; ++r) seen |= s.bits[r * kBitWords + w];
+        if (seen == 0) continue;
+        begin = std::min<int64_t>(begin, 32 * w + std::countr_zero(seen));
+        end = 32 * w + 32 - std::countl_zero(seen);
+      }
+    } else {
+      for (int64_t r = first; r < last; ++r) {
+        if (s.begin[r] >= s.end[r]) continue;
+        begin = std::min<int64_t>(begin, s.begin[r]);
+        end = std::max<int64_t>(end, s.end[r]);
+      }
+    }
+    any = any || begin < end;
+    s.block_begin[block] = static_cast<int32_t>(std::min(begin, end));
+    s.block_end[block] = static_cast<int32_t>(end);
+  }
+  return any;
 }
 
 // factor = exp(max - next_max), and max = next_max, for all rows.
@@ -214,130 +251,289 @@ HWY_NOINLINE void UpdateMax(const PrefillScratch& s, int64_t rows) {
   }
 }
 
-// A tile of keys that every row sees; keys is a multiple of kLanes.
-HWY_NOINLINE void FullTile(const AttentionArgs& args, const PrefillPlan& plan, const RowTile& tile,
-                           const PrefillScratch& s, int64_t keys) {
-  const float scale = args.Scale();
-  for (int64_t panel = 0; panel * kPanel < keys; ++panel) {
-    const int64_t end = std::min((panel + 1) * kPanel, keys);
-    for (int64_t r = 0; r < tile.padded_rows; r += kProductRows) {
-      ScoreRows(args, plan, s, r, panel * kPanel, end);
+// O of a block whose rows do not all see the same keys, when V holds a NaN or an infinity.
+HWY_NOINLINE void AccumulateExactly(const PrefillTask& task, const Panels& panels, int64_t block) {
+  const PrefillScratch& s = task.s;
+  const int64_t first = block * kProductRows;
+  float* acc = s.acc + first * task.plan.acc_stride;
+  if (!s.started[block]) std::fill_n(acc, kProductRows * task.plan.acc_stride, 0.0f);
+  for (int64_t r = first; r < std::min(first + kProductRows, task.rows); ++r) {
+    float factor = s.factor[r];
+    const auto accumulate = [&](int64_t begin, int64_t end) {
+      for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim(); ++panel) {
+        AccumulateRows<1>(task, panels, r, panel, begin, end, &factor);
+      }
+      factor = 1.0f;
+    };
+    if (task.modifiers.has_bits()) {
+      ForEachRun(s.bits + r * kBitWords, accumulate);
+    } else if (s.begin[r] < s.end[r]) {
+      accumulate(s.begin[r], s.end[r]);
     }
-  }
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    s.next_max[r] = RowMax(s.scores + r * kKeyTile, keys, scale, s.max[r]);
-  }
-  UpdateMax(s, tile.rows);
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    RowExp(s.scores + r * kKeyTile, keys, scale, s.max[r], s.factor[r], s.sum + r * kLanes);
-  }
-  for (int64_t panel = 0; panel * kPanel < args.v_head_dim(); ++panel) {
-    for (int64_t r = 0; r < tile.padded_rows; r += kProductRows) {
-      AccumulateRows<kProductRows>(args, plan, s, r, panel, 0, keys);
-    }
+    if (factor != 1.0f) accumulate(0, 0);  // saw nothing here
   }
 }
 
-// A tile of which rows see different parts. [key, key + keys) are its keys.
-HWY_NOINLINE void MaskedTile(const AttentionArgs& args, const PrefillPlan& plan,
-                             const RowTile& tile, const PrefillScratch& s, int64_t key,
-                             int64_t keys, bool v_finite) {
-  const float scale = args.Scale();
-  const MaskRule rule = args.Rule();
-  const auto visible = [&](int64_t row) {
-    const KeyRange range = rule.Range((tile.first + row) / plan.group);
-    return KeyRange{std::clamp(range.begin - key, int64_t{0}, keys),
-                    std::clamp(range.end - key, int64_t{0}, keys)};
+// All rows with one tile of keys. kFull: every row sees all of them, and they are whole vectors;
+// else FindVisible and FindBlocks were called. kModified: more is done to scores than scaling.
+template <bool kFull, bool kModified>
+HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, KeyRange tile) {
+  const PrefillScratch& s = task.s;
+  const int64_t keys = tile.end - tile.begin;
+  const int64_t blocks = task.padded_rows / kProductRows;
+  const auto begin_of = [&](int64_t block) -> int64_t { return kFull ? 0 : s.block_begin[block]; };
+  const auto end_of = [&](int64_t block) -> int64_t { return kFull ? keys : s.block_end[block]; };
+  for (int64_t panel = 0; panel * kPanel < keys; ++panel) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      ScoreRows(task, panels, block * kProductRows, panel, begin_of(block), end_of(block));
+    }
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = begin_of(block) / kLanes * kLanes;
+    const int64_t last = (end_of(block) + kLanes - 1) / kLanes * kLanes;
+    const int64_t end_row = std::min((block + 1) * kProductRows, task.rows);
+    for (int64_t r = block * kProductRows; r < end_row; ++r) {
+      float* scores = s.scores + r * kPrefillKeyTile;
+      if constexpr (kModified) {
+        const int64_t query = task.Query(r);
+        task.modifiers.Modify(scores, first, last, task.Head(r), task.sequence.q_begin + query,
+                              task.sequence.rule.Position(query), tile.begin, keys);
+      }
+      if constexpr (!kFull) {
+        if (kModified && task.modifiers.has_bits()) {
+          MaskRowByBits(scores, first, last, s.bits + r * kBitWords);
+        } else {
+          MaskRow(scores, first, s.begin[r], s.end[r], last);
+        }
+      }
+      s.next_max[r] = RowMax(scores + first, last - first, s.max[r]);
+    }
+  }
+  UpdateMax(s, task.rows);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = begin_of(block), end = end_of(block);
+    if (begin >= end) continue;  // max is as before
+    const int64_t first = begin / kLanes * kLanes;
+    const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
+    const int64_t end_row = std::min((block + 1) * kProductRows, task.rows);
+    for (int64_t r = block * kProductRows; r < end_row; ++r) {
+      RowExp(s.scores + r * kPrefillKeyTile + first, last - first, s.max[r], s.factor[r],
+             s.sum + r * kLanes);
+    }
+  }
+  const bool exactly = !kFull && !panels.v_finite;
+  for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim() && !exactly; ++panel) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      if (begin_of(block) >= end_of(block)) continue;
+      AccumulateRows<kProductRows>(task, panels, block * kProductRows, panel, begin_of(block),
+                                   end_of(block),
+                                   s.started[block] ? s.factor + block * kProductRows : nullptr);
+    }
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (begin_of(block) >= end_of(block)) continue;
+    if (exactly) AccumulateExactly(task, panels, block);
+    s.started[block] = true;
+  }
+}
+
+// ---- Results
+
+// Writes rows of accumulators and their states, with the sinks.
+template <typename T>
+HWY_NOINLINE void StoreRows(const PrefillTask& task, const float* HWY_RESTRICT acc,
+                            const float* HWY_RESTRICT max, const float* HWY_RESTRICT sum) {
+  const DF d;
+  const int64_t v_head_dim = task.args.v_head_dim();
+  for (int64_t r = 0; r < task.rows; ++r) {
+    SoftmaxState state = {max[r], sum[r]};
+    float scale = 1.0f;
+    if (task.args.sinks.present()) {
+      const float sink = *task.args.sinks.At<float>(task.Head(r) * task.args.sinks.stride(0));
+      scale = state.Merge({sink, ExpDiff(sink, sink)}).self;  // a sink of -inf adds nothing
+    }
+    const VF normalizer = hn::Set(d, scale * state.Normalizer());
+    T* out = task.RowOf<T>(task.args.out, r);
+    for (int64_t i = 0; i < v_head_dim; i += kLanes) {
+      StoreF32(hn::Mul(hn::Load(d, acc + r * task.plan.acc_stride + i), normalizer), out + i,
+               std::min<int64_t>(kLanes, v_head_dim - i));
+    }
+    if (task.args.lse.present()) *task.RowOf<float>(task.args.lse, r) = state.LogSumExp();
+  }
+}
+
+// The results of a task that saw all its keys, or of merged pieces.
+void Finish(const PrefillTask& task, const float* acc, const float* max, const float* sum) {
+  DispatchFloat(task.args.out.dtype, [&]<typename T>() { StoreRows<T>(task, acc, max, sum); });
+}
+
+// Merges piece 1, 2, ... of a tile into piece 0, in this order.
+void MergePieces(const AttentionArgs& args, const PrefillPlan& plan, const PrefillTile& tile,
+                 int64_t kv_head) {
+  const DF d;
+  const auto slot = [&](int64_t piece) {
+    return ((tile.slot + piece) * plan.kv_heads + kv_head) * plan.tile_rows;
   };
-  // Both bounds grow with the row: a block sees from its first row's begin to its last row's end.
-  const auto block = [&](int64_t row) {
-    const int64_t last = std::min(row + kProductRows, tile.rows) - 1;
-    return KeyRange{visible(row).begin, visible(last).end};
-  };
-  for (int64_t r = 0; r < tile.rows; r += kProductRows) {
-    const KeyRange range = block(r);
-    if (range.begin >= range.end) {
-      for (int64_t i = r; i < std::min(r + kProductRows, tile.rows); ++i) s.next_max[i] = s.max[i];
+  float* acc = plan.partial_acc + slot(0) * plan.acc_stride;
+  float* max = plan.partial_max + slot(0);
+  float* sum = plan.partial_sum + slot(0);
+  for (int64_t piece = 1; piece < tile.pieces; ++piece) {
+    const int64_t other = slot(piece);
+    const float* HWY_RESTRICT other_acc = plan.partial_acc + other * plan.acc_stride;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      SoftmaxState state = {max[r], sum[r]};
+      const SoftmaxState::Scales scales =
+          state.Merge({plan.partial_max[other + r], plan.partial_sum[other + r]});
+      max[r] = state.max;
+      sum[r] = state.sum;
+      const VF self = hn::Set(d, scales.self), more = hn::Set(d, scales.other);
+      for (int64_t i = r * plan.acc_stride; i < (r + 1) * plan.acc_stride; i += kLanes) {
+        hn::Store(hn::MulAdd(hn::Load(d, other_acc + i), more, hn::Mul(hn::Load(d, acc + i), self)),
+                  d, acc + i);
+      }
+    }
+  }
+  Finish(PrefillTask(args, plan, tile, kv_head, plan.scratch), acc, max, sum);
+}
+
+// ---- Tasks
+
+// Scratch for the first tile of keys.
+void StartRows(PrefillTask& task) {
+  const PrefillScratch& s = task.s;
+  std::fill_n(s.sum, task.plan.tile_rows * kLanes, 0.0f);
+  std::fill_n(s.max, task.plan.tile_rows, kNegInf);
+  std::fill_n(s.next_max, task.plan.tile_rows, kNegInf);
+  std::fill_n(s.factor, task.plan.tile_rows, 1.0f);
+  std::fill_n(s.started, task.plan.tile_rows / kProductRows, false);
+  KeyRange all = {task.tile.key_begin, task.tile.key_end};
+  for (int64_t r = 0; r < task.rows; ++r) {
+    KeyRange& visible = s.visible[r];
+    if (r > 0 && task.Query(r) == task.Query(r - 1)) {
+      visible = s.visible[r - 1];
       continue;
     }
-    ScoreRows(args, plan, s, r, range.begin, range.end);
-    const int64_t first = range.begin / kLanes * kLanes, last = RoundUpTo(range.end, kLanes);
-    for (int64_t i = r; i < std::min(r + kProductRows, tile.rows); ++i) {
-      const KeyRange mine = visible(i);
-      float* scores = s.scores + i * kKeyTile;
-      MaskRow(scores, first, mine.begin, std::max(mine.begin, mine.end), last, scale);
-      s.next_max[i] = RowMax(scores + first, last - first, 1.0f, s.max[i]);
+    visible = task.sequence.rule.Range(task.Query(r));
+    visible.begin = std::max(visible.begin, task.tile.key_begin);
+    visible.end = std::min(visible.end, task.tile.key_end);
+    all = {std::max(all.begin, visible.begin), std::min(all.end, visible.end)};
+  }
+  task.seen_by_all = all;
+}
+
+void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t index, int worker) {
+  const PrefillTile& tile = plan.tiles[index / plan.kv_heads];
+  PrefillScratch scratch = OfWorker(plan, worker);
+  const int64_t kv_head = index % plan.kv_heads;
+  const int64_t slot = ((tile.slot + tile.piece) * plan.kv_heads + kv_head) * plan.tile_rows;
+  if (tile.pieces > 1) {
+    scratch.acc = plan.partial_acc + slot * plan.acc_stride;
+    scratch.max = plan.partial_max + slot;
+  }
+  PrefillTask task(args, plan, tile, kv_head, scratch);
+  const PrefillScratch& s = task.s;
+  DispatchFloat(args.q.dtype, [&]<typename T>() { LoadQueries<T>(task); });
+  StartRows(task);
+
+  KeyRange extent = {tile.key_begin, tile.key_end};
+  const int64_t first_packed = plan.FirstPacked(tile.sequence);
+  if (first_packed >= 0) {
+    extent = VisibleExtent(task.sequence.rule, 0, task.sequence.rule.q_len - 1);
+  }
+  const KeyTiles tiles(extent.begin, extent.end, task.sequence.cache_len);
+  const bool modified = task.modifiers.any();
+  const int64_t last = tile.key_begin < tile.key_end ? tiles.Find(tile.key_end - 1) : -1;
+  for (int64_t i = last < 0 ? 0 : tiles.Find(tile.key_begin); i <= last; ++i) {
+    const KeyRange keys = tiles.Keys(i);
+    const bool full = !task.modifiers.has_bits() && keys.begin >= task.seen_by_all.begin &&
+                      keys.end <= task.seen_by_all.end && (keys.end - keys.begin) % kLanes == 0;
+    if (!full) {
+      FindVisible(task, keys);
+      if (!FindBlocks(task)) continue;
+    }
+    Panels panels;
+    if (first_packed >= 0) {
+      const int64_t packed = (first_packed + i) * plan.kv_heads + kv_head;
+      panels = {plan.packed_k + packed * plan.k_floats(), plan.packed_v + packed * plan.v_floats(),
+                plan.packed_finite[packed]};
+    } else {
+      const bool finite = PackTile(args, task.sequence, tile.sequence, kv_head, keys, s.k, s.v);
+      panels = {s.k, s.v, finite};
+    }
+    if (full) {
+      modified ? ProcessTile<true, true>(task, panels, keys)
+               : ProcessTile<true, false>(task, panels, keys);
+    } else {
+      modified ? ProcessTile<false, true>(task, panels, keys)
+               : ProcessTile<false, false>(task, panels, keys);
     }
   }
-  UpdateMax(s, tile.rows);
-  for (int64_t r = 0; r < tile.rows; r += kProductRows) {
-    const KeyRange range = block(r);
-    if (range.begin >= range.end) continue;
-    const int64_t first = range.begin / kLanes * kLanes, last = RoundUpTo(range.end, kLanes);
-    for (int64_t i = r; i < std::min(r + kProductRows, tile.rows); ++i) {
-      RowExp(s.scores + i * kKeyTile + first, last - first, 1.0f, s.max[i], s.factor[i],
-             s.sum + i * kLanes);
-    }
-    for (int64_t panel = 0; panel * kPanel < args.v_head_dim(); ++panel) {
-      if (v_finite) {
-        AccumulateRows<kProductRows>(args, plan, s, r, panel, range.begin, range.end);
-        continue;
-      }
-      for (int64_t i = r; i < std::min(r + kProductRows, tile.rows); ++i) {
-        const KeyRange mine = visible(i);
-        AccumulateRows<1>(args, plan, s, i, panel, mine.begin, std::max(mine.begin, mine.end));
-      }
-    }
+
+  for (int64_t block = 0; block * kProductRows < task.rows; ++block) {
+    if (s.started[block]) continue;
+    std::fill_n(s.acc + block * kProductRows * plan.acc_stride, kProductRows * plan.acc_stride,
+                0.0f);
+  }
+  // The partial sums of a row become its sum.
+  float* sum = tile.pieces > 1 ? plan.partial_sum + slot : s.factor;
+  for (int64_t r = 0; r < task.rows; ++r) {
+    float total = 0.0f;
+    for (int lane = 0; lane < kLanes; ++lane) total += s.sum[r * kLanes + lane];
+    sum[r] = total;
+  }
+  if (tile.pieces == 1) Finish(task, s.acc, s.max, sum);
+}
+
+// Rows behind the last query of their sequence.
+void ClearRows(const AttentionArgs& args, int64_t batch, int64_t head) {
+  for (int64_t i = args.Sequence(batch).rule.q_len; i < args.q_len(); ++i) {
+    DispatchFloat(args.out.dtype, [&]<typename T>() {
+      T* out = args.out.At<T>(batch * args.out.stride(0) + head * args.out.stride(1) +
+                              i * args.out.stride(2));
+      std::fill_n(out, args.v_head_dim(), FromFloat<T>(0.0f));
+    });
+    if (!args.lse.present()) continue;
+    *args.lse.At<float>(batch * args.lse.stride(0) + head * args.lse.stride(1) +
+                        i * args.lse.stride(2)) = kNegInf;
   }
 }
 
-void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t task, int worker) {
-  const PrefillScratch s = OfWorker(plan, args, worker);
-  RowTile tile;
-  tile.head = task % plan.heads;
-  tile.batch = tile.head / args.kv_heads();
-  tile.kv_head = tile.head % args.kv_heads();
-  tile.first = (plan.row_tiles - 1 - task / plan.heads) * plan.tile_rows;
-  tile.rows = std::min(plan.tile_rows, plan.rows - tile.first);
-  tile.padded_rows = RoundUpTo(tile.rows, kProductRows);
-  DispatchFloat(args.q.dtype,
-                [&]<typename T>() { LoadQueries<T>(args, tile, plan.q_stride, s.q); });
-  std::fill_n(s.acc, tile.padded_rows * plan.acc_stride, 0.0f);
-  std::fill_n(s.sum, plan.tile_rows * kLanes, 0.0f);
-  std::fill_n(s.max, plan.tile_rows, kNegInf);
-  std::fill_n(s.next_max, plan.tile_rows, kNegInf);
-  std::fill_n(s.factor, plan.tile_rows, 1.0f);
-
-  const MaskRule rule = args.Rule();
-  const KeyRange first = rule.Range(tile.first / plan.group);
-  const KeyRange last = rule.Range((tile.first + tile.rows - 1) / plan.group);
-  const int64_t cached = args.cache_len();
-  for (int64_t key = first.begin; key < last.end;) {
-    int64_t end = std::min(last.end, key + kKeyTile);
-    if (key < cached) end = std::min(end, cached);
-    const bool v_finite = PackTile(args, tile, key, end, s);
-    if (key >= last.begin && end <= first.end && (end - key) % kLanes == 0) {
-      FullTile(args, plan, tile, s, end - key);
-    } else {
-      MaskedTile(args, plan, tile, s, key, end - key, v_finite);
-    }
-    key = end;
-  }
-  DispatchFloat(args.out.dtype, [&]<typename T>() { StoreRows<T>(args, plan, tile, s); });
+bool NothingToWrite(const AttentionArgs& args) {
+  return args.out.empty() && (!args.lse.present() || args.lse.empty());
 }
 
 absl::Status RunPrefill(const KernelContext& context, const AttentionArgs& args) {
-  if (args.out.empty() && (!args.lse.present() || args.lse.empty())) return absl::OkStatus();
+  if (NothingToWrite(args)) return absl::OkStatus();
   ThreadPool& pool = CpuStream::Of(context).pool();
-  const PrefillPlan plan = MakePrefillPlan(args, pool.size(), *context.workspace);
+  PrefillPlan plan = MakePrefillPlan(args, pool.size(), *context.workspace);
   if (!context.workspace->ok()) return absl::InternalError("attention: workspace too small");
-  pool.ParallelFor(plan.heads * plan.row_tiles,
-                   [&](int64_t task, int worker) { RunPrefillTask(args, plan, task, worker); });
+  PlanTiles(args, plan);
+  pool.ParallelFor(plan.packed_count * plan.kv_heads, [&](int64_t index, int) {
+    const PackedTile& tile = plan.packed[index / plan.kv_heads];
+    plan.packed_finite[index] = PackTile(
+        args, args.Sequence(tile.sequence), tile.sequence, index % plan.kv_heads, tile.keys,
+        plan.packed_k + index * plan.k_floats(), plan.packed_v + index * plan.v_floats());
+  });
+  pool.ParallelFor(plan.tile_count * plan.kv_heads,
+                   [&](int64_t index, int worker) { RunPrefillTask(args, plan, index, worker); });
+  if (plan.max_pieces > 1) {
+    pool.ParallelFor(plan.tile_count * plan.kv_heads, [&](int64_t index, int) {
+      const PrefillTile& tile = plan.tiles[index / plan.kv_heads];
+      if (tile.pieces > 1 && tile.piece == 0) {
+        MergePieces(args, plan, tile, index % plan.kv_heads);
+      }
+    });
+  }
+  if (args.q_lens.present()) {
+    pool.ParallelFor(args.batch() * args.q_heads(), [&](int64_t index, int) {
+      ClearRows(args, index / args.q_heads(), index % args.q_heads());
+    });
+  }
   return absl::OkStatus();
 }
 
 int64_t PrefillWorkspaceBytes(const KernelContext& context, const AttentionArgs& args) {
-  if (args.out.empty() && (!args.lse.present() || args.lse.empty())) return 0;
+  if (NothingToWrite(args)) return 0;
   Workspace counting = Workspace::Counting();
   MakePrefillPlan(args, CpuStream::Of(context).pool().size(), counting);
   return counting.bytes_used();
@@ -354,7 +550,6 @@ namespace {
 template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckIsa(context, kIsa));
-  TANDEM_RETURN_IF_ERROR(CheckPlain(args));
   return CheckContiguousRows(args);
 }
 

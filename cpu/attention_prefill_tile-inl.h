@@ -17,17 +17,19 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "core/ops/online_softmax.h"
+#include "cpu/attention_prefill_plan.h"
 #include "cpu/attention_simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-inline constexpr int64_t kPanel = 64;   // columns of a panel, floats
-inline constexpr int kProductRows = 6;  // rows of the product's register block
+inline constexpr int64_t kPanel = kPrefillPanel;       // columns of a panel, floats
+inline constexpr int kProductRows = kPrefillRowBlock;  // rows of the product's register block
 inline constexpr int kProductVectors = kLanes == 16 ? 4 : 2;
-inline constexpr int64_t kKeyTile = 128;  // keys per tile
 
 // ---- Packing
 
@@ -82,22 +84,55 @@ HWY_INLINE void TransposeStore(const VF (&rows)[kLanes], int64_t dims, float* HW
 #endif
 }
 
+// Rows of K and V of the keys of a tile, wherever they lie. Scales: of an i8 cache.
+struct KeyRows {
+  const void* k[kPrefillKeyTile];
+  const void* v[kPrefillKeyTile];
+  float k_scale[kPrefillKeyTile];
+  float v_scale[kPrefillKeyTile];
+};
+
+// Vector number i of a row of n elements; an i8 row times its scale.
+template <typename T>
+HWY_INLINE VF LoadCachePart(const T* HWY_RESTRICT row, float scale, int64_t i, int64_t n) {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    const DF d;
+    const hn::Rebind<int8_t, DF> d8;
+    const hn::RebindToSigned<DF> d32;
+    const int64_t left = n - i * kLanes;
+    const int8_t* p = row + i * kLanes;
+    HWY_ALIGN int8_t padded[kLanes] = {};
+    if (left < kLanes) {
+      std::memcpy(padded, p, static_cast<size_t>(left));
+      p = padded;
+    }
+    return hn::Mul(hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, p))), hn::Set(d, scale));
+  } else {
+    return LoadF32Part(row, i, n);
+  }
+}
+
 // K of keys 0..keys-1, transposed. Columns up to the next whole vector are zero.
 template <typename T>
-HWY_NOINLINE void PackKeys(const T* HWY_RESTRICT k, int64_t stride, int64_t keys, int64_t head_dim,
+HWY_NOINLINE void PackKeys(const KeyRows& source, int64_t keys, int64_t head_dim,
                            float* HWY_RESTRICT out) {
   const DF d;
   for (int64_t key = 0; key < keys; key += kLanes) {
     float* HWY_RESTRICT panel = out + key / kPanel * kPanel * head_dim + key % kPanel;
+    const int64_t count = std::min<int64_t>(kLanes, keys - key);
     for (int64_t i = 0; i < head_dim; i += kLanes) {
       VF rows[kLanes];
-      if (key + kLanes <= keys && i + kLanes <= head_dim) {
+      if (count == kLanes) {
         TANDEM_UNROLL
-        for (int j = 0; j < kLanes; ++j) rows[j] = LoadF32(k + (key + j) * stride + i);
+        for (int j = 0; j < kLanes; ++j) {
+          rows[j] = LoadCachePart(static_cast<const T*>(source.k[key + j]), source.k_scale[key + j],
+                                  i / kLanes, head_dim);
+        }
       } else {
         for (int j = 0; j < kLanes; ++j) {
-          rows[j] = key + j < keys ? LoadF32Part(k + (key + j) * stride, i / kLanes, head_dim)
-                                   : hn::Zero(d);
+          rows[j] = j < count ? LoadCachePart(static_cast<const T*>(source.k[key + j]),
+                                              source.k_scale[key + j], i / kLanes, head_dim)
+                              : hn::Zero(d);
         }
       }
       TransposeStore(rows, head_dim - i, panel + i * kPanel);
@@ -107,16 +142,17 @@ HWY_NOINLINE void PackKeys(const T* HWY_RESTRICT k, int64_t stride, int64_t keys
 
 // V of keys 0..keys-1. Returns whether every value is finite.
 template <typename T>
-HWY_NOINLINE bool PackValues(const T* HWY_RESTRICT v, int64_t stride, int64_t keys,
-                             int64_t v_head_dim, float* HWY_RESTRICT out) {
+HWY_NOINLINE bool PackValues(const KeyRows& source, int64_t keys, int64_t v_head_dim,
+                             float* HWY_RESTRICT out) {
   const DF d;
   const VF zero = hn::Zero(d);
   VF check = zero;  // turns NaN when an infinity or a NaN is multiplied by zero
   for (int64_t key = 0; key < keys; ++key) {
+    const T* row = static_cast<const T*>(source.v[key]);
     VF row_check = zero;
     for (int64_t i = 0; i < v_head_dim; i += kLanes) {
-      const VF x = LoadF32Part(v + key * stride, i / kLanes, v_head_dim);
-      hn::StoreU(x, d, out + (i / kPanel * kKeyTile + key) * kPanel + i % kPanel);
+      const VF x = LoadCachePart(row, source.v_scale[key], i / kLanes, v_head_dim);
+      hn::StoreU(x, d, out + (i / kPanel * kPrefillKeyTile + key) * kPanel + i % kPanel);
       row_check = hn::MulAdd(x, zero, row_check);
     }
     check = hn::Add(check, row_check);
@@ -186,39 +222,41 @@ HWY_NOINLINE void Product(const float* HWY_RESTRICT a, int64_t lda, const float*
 
 // ---- Softmax
 
-// max(maximum, max over the scaled scores); scores: whole vectors.
-HWY_INLINE float RowMax(const float* HWY_RESTRICT scores, int64_t count, float scale,
-                        float maximum) {
+// max(maximum, max over the scores); whole vectors.
+HWY_INLINE float RowMax(const float* HWY_RESTRICT scores, int64_t count, float maximum) {
   const DF d;
-  const VF factor = hn::Set(d, scale);
   VF max = hn::Set(d, maximum);
-  for (int64_t i = 0; i < count; i += kLanes) {
-    max = hn::Max(max, hn::Mul(hn::Load(d, scores + i), factor));
-  }
+  for (int64_t i = 0; i < count; i += kLanes) max = hn::Max(max, hn::Load(d, scores + i));
   return hn::GetLane(hn::MaxOfLanes(d, max));
 }
 
-// scores = exp(scale * scores - max); sum (kLanes partial sums) = sum * factor + the new weights.
-HWY_INLINE void RowExp(float* HWY_RESTRICT scores, int64_t count, float scale, float max,
-                       float factor, float* HWY_RESTRICT sum) {
+// scores = exp(scores - max); sum (kLanes partial sums) = sum * factor + the new weights.
+HWY_INLINE void RowExp(float* HWY_RESTRICT scores, int64_t count, float max, float factor,
+                       float* HWY_RESTRICT sum) {
   const DF d;
-  const VF vscale = hn::Set(d, scale);
   const VF vmax = hn::Set(d, max == kNegInf ? 0.0f : max);
   VF total = hn::Mul(hn::Load(d, sum), hn::Set(d, factor));
   for (int64_t i = 0; i < count; i += kLanes) {
-    const VF p = ExpNonPositive(hn::MulSub(hn::Load(d, scores + i), vscale, vmax));
+    const VF p = ExpNonPositive(hn::Sub(hn::Load(d, scores + i), vmax));
     hn::Store(p, d, scores + i);
     total = hn::Add(total, p);
   }
   hn::Store(total, d, sum);
 }
 
-// Scales scores [begin, end) and sets those of [first, begin) and [end, last) to -inf: not visible.
+// Scores of [first, last), whole vectors, outside [begin, end) become -inf: not visible.
 HWY_INLINE void MaskRow(float* HWY_RESTRICT scores, int64_t first, int64_t begin, int64_t end,
-                        int64_t last, float scale) {
-  for (int64_t i = first; i < begin; ++i) scores[i] = kNegInf;
-  for (int64_t i = begin; i < end; ++i) scores[i] *= scale;
-  for (int64_t i = end; i < last; ++i) scores[i] = kNegInf;
+                        int64_t last) {
+  const DF d;
+  const VF neg_inf = hn::Set(d, kNegInf);
+  for (int64_t i = first; i < last; i += kLanes) {
+    if (i >= begin && i + kLanes <= end) continue;
+    const auto before =
+        hn::FirstN(d, static_cast<size_t>(std::clamp<int64_t>(begin - i, 0, kLanes)));
+    const auto until = hn::FirstN(d, static_cast<size_t>(std::clamp<int64_t>(end - i, 0, kLanes)));
+    hn::Store(hn::IfThenElse(hn::AndNot(before, until), hn::Load(d, scores + i), neg_inf), d,
+              scores + i);
+  }
 }
 
 }  // namespace tandem::cpu::HWY_NAMESPACE
