@@ -24,9 +24,10 @@ struct CpuOptions {
 // InvalidArgument: threads < 0 or > 4096, or an isa that the processor lacks.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);
 
-// Repacks weights [N, K] (f32, f16, bf16) into the layout oneDNN multiplies fastest; costs a second
-// copy of the matrix. Unimplemented for block-quantised types and for a backend limited to less
-// than the processor's instruction set (nothing would read the result); InvalidArgument for bad
+// Repacks weights [N, K]. f32, f16 and bf16: into the layout oneDNN multiplies fastest, in f32;
+// Unimplemented for a backend limited to less than the processor's instruction set (nothing would
+// read the result). Block-quantised types: into the layout of the integer dot products
+// (matmul_packed.h), of the same size; Unimplemented where there is none. InvalidArgument for bad
 // views.
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
                                                            const TensorView& weights);

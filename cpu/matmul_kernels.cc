@@ -3,15 +3,26 @@
 #include <array>
 
 #include "cpu/kernels.h"
+#include "cpu/matmul_packed.h"
 
 namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 9> kernels = {
-      GemvMatMul(Isa::kAvx512), GemvMatMul(Isa::kAvx2),   GemvMatMul(Isa::kScalar),
-      OneDnnPackedMatMul(),     OneDnnExpandMatMul(),     GemmMatMul(Isa::kAvx512),
-      GemmMatMul(Isa::kAvx2),   GemmMatMul(Isa::kScalar), ReferenceMatMul(),
+  static const std::array<Kernel<MatMulArgs>, 13> kernels = {
+      Int8MatMul(DotIsa::kAvx512Vnni),
+      Int8MatMul(DotIsa::kAvxVnni),
+      Int8MatMul(DotIsa::kAvx2),
+      GemvMatMul(Isa::kAvx512),
+      GemvMatMul(Isa::kAvx2),
+      GemvMatMul(Isa::kScalar),
+      OneDnnPackedMatMul(),
+      OneDnnExpandMatMul(),
+      GemmMatMul(Isa::kAvx512),
+      GemmMatMul(Isa::kAvx2),
+      GemmMatMul(Isa::kScalar),
+      Int8MatMul(DotIsa::kScalar),
+      ReferenceMatMul(),
   };
   return kernels;
 }

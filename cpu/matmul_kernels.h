@@ -7,6 +7,9 @@
 
 namespace tandem::cpu {
 
+enum class DotIsa : uint8_t;
+
+Kernel<MatMulArgs> Int8MatMul(DotIsa isa);
 Kernel<MatMulArgs> GemvMatMul(Isa isa);
 Kernel<MatMulArgs> OneDnnPackedMatMul();
 Kernel<MatMulArgs> OneDnnExpandMatMul();

@@ -4,6 +4,7 @@
 
 #include "core/status.h"
 #include "cpu/backend.h"
+#include "cpu/matmul_packed_weights.h"
 #include "cpu/matmul_panels.h"
 #include "cpu/onednn_cache.h"
 #include "cpu/stream.h"
@@ -13,22 +14,21 @@ namespace tandem::cpu {
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
                                                            const TensorView& weights) {
   TANDEM_RETURN_IF_ERROR(ValidateView("weights", weights, 2));
-  if (IsBlockQuantized(weights.dtype)) {
-    return Unimplemented("weights: ", std::string(Name(weights.dtype)),
-                         " is multiplied as it is stored, without packing");
-  }
-  TANDEM_RETURN_IF_ERROR(CheckFloat("weights", weights));
+  if (!IsBlockQuantized(weights.dtype)) TANDEM_RETURN_IF_ERROR(CheckFloat("weights", weights));
   if (weights.device != backend.device()) {
     return InvalidArgument("weights: expected to be on ", Name(backend.device()), ", they are on ",
                            Name(weights.device));
+  }
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Stream> stream, backend.CreateStream());
+  const auto& cpu_stream = static_cast<const CpuStream&>(*stream);
+  if (IsBlockQuantized(weights.dtype)) {
+    return PackInt8(weights, backend.allocator(), cpu_stream.pool());
   }
   const int64_t n = weights.dim(0), k = weights.dim(1);
   const int64_t panels = n / kPanel + (n % kPanel != 0);
   const auto floats = CheckedMul(panels * kPanel, k);
   const auto bytes = floats ? CheckedMul(*floats, sizeof(float)) : std::nullopt;
   if (!bytes) return InvalidArgument("weights: size of ", ToString(weights), " overflows 64 bits");
-  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Stream> stream, backend.CreateStream());
-  const auto& cpu_stream = static_cast<const CpuStream&>(*stream);
   // Only oneDNN reads the panels, and it cannot be limited (see onednn_matmul.cc).
   if (cpu_stream.features().isa != cpu_stream.onednn().isa()) {
     return Unimplemented("weights: nothing reads packed weights when limited to ",

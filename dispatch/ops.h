@@ -60,8 +60,10 @@ absl::StatusOr<Tensor> ArgMax(Context& context, ArgMaxArgs args);
 absl::StatusOr<Tensor> Sample(Context& context, SampleArgs args);
 
 // Weights [N, K] repacked for the fastest matrix product of their device; pass the result as
-// MatMulArgs::b_packed. Costs a second copy of the matrix. Unimplemented for dtypes that are
-// multiplied from their stored form.
+// MatMulArgs::b_packed. A second copy of the matrix: in f32 for float dtypes, of about the same
+// size as stored for block-quantised ones (whose packed form rounds activations, see
+// MatMulArgs::float_activations). Unimplemented for dtypes that are multiplied from their stored
+// form.
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,
                                                            const TensorView& weights);
 

@@ -59,11 +59,13 @@ Pairwise<Case>::Settings Batches(const std::vector<BatchForm>& forms) {
   return settings;
 }
 
-// Block formats need whole blocks in K; packing needs a matrix of a plain dtype.
+// Block formats need whole blocks in K; packing needs a matrix. A packed block format is read by
+// kernels that round activations, and by no other: with float activations b itself is needed.
 Case Consistent(Case c) {
   const int block = BlockLength(c.b_dtype);
   c.k = (c.k + block - 1) / block * block;
-  if (c.batch > 0 || block > 1) c.weights = Weights::kPlain;
+  if (c.batch > 0) c.weights = Weights::kPlain;
+  if (block > 1 && c.weights == Weights::kPackedOnly) c.float_activations = false;
   return c;
 }
 
@@ -80,6 +82,31 @@ const std::vector<std::array<DType, 3>> kUsualDTypes = {
 const std::vector<std::array<DType, 3>> kMixedDTypes = {
     {kF32, kF32, kF32}, {kF16, kF32, kBF16}, {kBF16, kF16, kF32}, {kF32, kBF16, kF16},
     {kF16, kF16, kF16}, {kF16, kQ4_0, kF32}, {kF32, kQ8_0, kBF16}};
+
+// Quantised weights, packed: the integer products. Every number of rows that a strip can have,
+// whole and partial panels (32 features) and units (64 to 256 elements of K).
+std::vector<Case> PackedCases(const std::vector<std::array<int64_t, 3>>& sizes, uint64_t seed) {
+  std::vector<Case> cases =
+      Pairwise<Case>()
+          .Group(Sizes(sizes))
+          .Group(DTypes({{kF32, kQ8_0, kF32},
+                         {kF32, kQ4_0, kF32},
+                         {kF16, kQ8_0, kF16},
+                         {kBF16, kQ4_0, kBF16}}))
+          .Field(&Case::bias, {false, true})
+          .Field(&Case::addend, {Addend::kNone, Addend::kInPlace, Addend::kSeparate})
+          .Field(&Case::activation, {Activation::kNone, Activation::kSilu, Activation::kGelu})
+          .Field(&Case::weights, {Weights::kPackedOnly, Weights::kPackedBeside})
+          .Field(&Case::a_layout, {Layout::kContiguous, Layout::kPadded, Layout::kTransposed})
+          .Field(&Case::b_layout, {Layout::kContiguous, Layout::kPadded})
+          .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded, Layout::kTransposed})
+          .Select(seed);
+  for (Case& c : cases) {
+    c.float_activations = false;
+    c.extra_dtype = c.out_dtype;
+  }
+  return Consistent(std::move(cases));
+}
 
 // What a decoder does: projections of few or many tokens, with a residual or an activation.
 std::vector<Case> UsualCases(const std::vector<std::array<int64_t, 3>>& sizes, uint64_t seed) {
@@ -246,6 +273,7 @@ std::vector<Case> Case::Grid(GridSize size) {
   if (size == GridSize::kShort) {
     std::erase_if(cases, [](const Case& c) { return c.k > 10'000; });
     Append(cases, UsualCases({{1, 96, 160}, {7, 33, 64}, {40, 64, 96}}, 3500));
+    Append(cases, PackedCases({{1, 33, 512}, {5, 64, 96}, {8, 31, 256}, {20, 70, 320}}, 3700));
     return cases;
   }
   Append(cases, UsualCases({{1, 128, 256},
@@ -260,6 +288,18 @@ std::vector<Case> Case::Grid(GridSize size) {
                             {128, 130, 192}},
                            3000));
   Append(cases, UnusualCases());
+  Append(cases, PackedCases({{1, 256, 768},
+                             {2, 33, 32},
+                             {3, 1, 1024},
+                             {4, 64, 544},
+                             {5, 100, 256},
+                             {6, 31, 96},
+                             {7, 32, 1280},
+                             {13, 65, 512},
+                             {100, 40, 288},
+                             {530, 33, 256},
+                             {8, 40, 0}},
+                            3800));
   return cases;
 }
 

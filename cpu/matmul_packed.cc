@@ -1,0 +1,213 @@
+// Matrix product with packed quantised weights: integer dot products for any number of rows.
+//
+// Algorithm: as in ggml, activations are rounded to 8 bits with one f32 step per 32 elements of K,
+//   products of a block are summed as integers, exactly, and blocks as floats (docs/numerics.md).
+//   Layouts are in matmul_packed.h, the inner loops in matmul_packed_tile-inl.h.
+// Mapping: rows are cut into strips of about equal length (up to 6), strips into blocks of up to
+//   kMaxBlockRows rows. A task is one block of rows by one panel of 32 output features. It walks
+//   the panel in chunks that fit L1: a chunk is multiplied by all strips of the block before the
+//   next. The cut depends on the arguments alone.
+// Memory: the packed weights are one stream, read once per block of rows and requested ahead; with
+//   one strip (decoding) that is all there is. Activations (44 bytes per 32 elements) are read once
+//   per panel, from L2 or L3.
+// Range: b_packed made by PackWeights from a quantised matrix; any a, bias, addend, out; rank 2.
+#include "cpu/matmul_packed.h"
+
+#include <algorithm>
+
+#include "core/status.h"
+#include "cpu/matmul_kernels.h"
+#include "cpu/stream.h"
+
+namespace tandem::cpu {
+namespace {
+
+constexpr int64_t kMaxBlockRows = 504;     // whose tile (63 KiB) stays in L2
+constexpr int64_t kMinBlockRows = 48;      // below, reading the weights would take longer
+constexpr int64_t kWantedTasks = 32;       // enough for 8 cores to finish within 25 % of each other
+constexpr int64_t kChunkBytes = 18 << 10;  // of weights; the rest of L1 is for activations
+// From a request to its use where one strip takes all of a chunk: 200 ns at 40 GB/s. Measured for
+// 1..6 rows; 4 KiB and 16 KiB are within 3 %.
+constexpr int64_t kAheadBytes = 8 << 10;
+
+int64_t Ceil(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+
+struct Plan {
+  PackedFormat format;
+  int64_t m = 0, k = 0;
+  int64_t units = 0;         // of K
+  int64_t blocks = 0;        // of 32 elements of K
+  int64_t strips = 0;        // of rows
+  int64_t block_strips = 0;  // per block of rows
+  int64_t row_blocks = 0;
+  int64_t panels = 0;
+
+  Plan(const MatMulArgs& args, int64_t strip_rows)
+      : format(PackedFormatOf(args.b_packed->dtype)), m(args.m()), k(args.k()) {
+    units = Ceil(k, format.depth);
+    blocks = units * format.depth / kStripBlock;
+    panels = Ceil(args.n(), kPanelColumns);
+    strips = Ceil(m, strip_rows);
+    block_strips = std::max<int64_t>(1, std::min(strips, kMaxBlockRows / strip_rows));
+    while (block_strips * strip_rows >= 2 * kMinBlockRows &&
+           Ceil(strips, block_strips) * panels < kWantedTasks) {
+      block_strips = Ceil(block_strips, 2);
+    }
+    row_blocks = Ceil(strips, block_strips);
+  }
+  // Strips differ by at most one row.
+  int64_t first_row(int64_t strip) const { return strip * m / strips; }
+  int64_t strip_offset(int64_t strip) const { return first_row(strip) * blocks * kStripRowBytes; }
+  int64_t rows_per_block() const { return Ceil(m, strips) * block_strips; }
+};
+
+struct Scratch {
+  uint8_t* strips = nullptr;
+  float* rows = nullptr;   // one of K per worker
+  float* tiles = nullptr;  // one per worker
+};
+Scratch Carve(Workspace& workspace, const Plan& plan, int workers) {
+  if (plan.m == 0) return {};
+  return {workspace.Take<uint8_t>(plan.m * plan.blocks * kStripRowBytes),
+          workspace.Take<float>(workers * plan.blocks * kStripBlock),
+          workspace.Take<float>(workers * plan.rows_per_block() * kPanelColumns)};
+}
+
+template <DotIsa kIsa>
+MultiplyStrip Multiply(DType dtype) {
+  switch (kIsa) {
+    case DotIsa::kAvx512Vnni:
+      return MultiplyStripAvx512Vnni(dtype);
+    case DotIsa::kAvxVnni:
+      return MultiplyStripAvxVnni(dtype);
+    case DotIsa::kAvx2:
+      return MultiplyStripAvx2(dtype);
+    default:
+      return MultiplyStripScalar(dtype);
+  }
+}
+
+template <DotIsa kIsa>
+int64_t WorkspaceBytes(const KernelContext& context, const MatMulArgs& args) {
+  Workspace counting = Workspace::Counting();
+  Carve(counting, Plan(args, StripRows(kIsa)), CpuStream::Of(context).pool().size());
+  return counting.bytes_used();
+}
+
+template <DotIsa kIsa>
+absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
+  if (args.out.empty()) return absl::OkStatus();
+  const Plan plan(args, StripRows(kIsa));
+  const CpuStream& stream = CpuStream::Of(context);
+  const MultiplyStrip multiply = Multiply<kIsa>(args.b_packed->dtype);
+  const StripOps& ops = StripOpsFor(stream.features().isa);
+  const Scratch scratch = Carve(*context.workspace, plan, stream.pool().size());
+  if (!context.workspace->ok()) return absl::InternalError("int8: workspace too small");
+
+  stream.pool().ParallelFor(
+      plan.strips,
+      [&](int64_t strip, int worker) {
+        const int64_t m0 = plan.first_row(strip);
+        ops.quantize(args.a, m0, plan.first_row(strip + 1) - m0, plan.blocks, plan.format,
+                     scratch.rows + worker * plan.blocks * kStripBlock,
+                     scratch.strips + plan.strip_offset(strip));
+      },
+      plan.m * plan.k * 4);
+
+  const uint8_t* weights = static_cast<const Int8Weights*>(args.b_packed)->data();
+  const int64_t unit_blocks = plan.format.depth / kStripBlock;
+  const int64_t unit_lines = Ceil(Ceil(plan.format.bytes, 64), unit_blocks);  // per 32 of K
+  const auto run = [&](int64_t task, int worker) {
+    const int64_t panel = task % plan.panels;
+    const int64_t first = task / plan.panels * plan.block_strips;
+    const int64_t last = std::min(first + plan.block_strips, plan.strips);
+    const int64_t m0 = plan.first_row(first);
+    const uint8_t* units = weights + panel * plan.units * plan.format.bytes;
+    float* tile = scratch.tiles + worker * plan.rows_per_block() * kPanelColumns;
+    const bool single = last - first == 1;
+    const int64_t chunk =
+        single ? plan.units : std::max<int64_t>(1, kChunkBytes / plan.format.bytes);
+    if (plan.units == 0) std::fill_n(tile, plan.rows_per_block() * kPanelColumns, 0.0f);
+    for (int64_t u = 0; u < plan.units; u += chunk) {
+      const int64_t count = std::min(chunk, plan.units - u);
+      for (int64_t strip = first; strip < last; ++strip) {
+        StripProduct product;
+        product.units = units + u * plan.format.bytes;
+        product.count = count;
+        product.rows = plan.first_row(strip + 1) - plan.first_row(strip);
+        product.activations = scratch.strips + plan.strip_offset(strip) +
+                              u * unit_blocks * product.rows * kStripRowBytes;
+        product.tile = tile + (plan.first_row(strip) - m0) * kPanelColumns;
+        product.accumulate = u > 0;
+        // The first strips request the next chunk, or what follows the panel: likely the next one.
+        const int64_t requesting = std::min<int64_t>(last - first, 4);
+        const int64_t lines = Ceil(unit_lines, requesting);
+        const int64_t share = strip - first < requesting ? lines : 0;
+        product.prefetch_lines = share;
+        product.ahead =
+            single ? kAheadBytes
+                   : count * plan.format.bytes + (strip - first) * lines * unit_blocks * count * 64;
+        multiply(product);
+      }
+    }
+    ops.finish(args, m0, plan.first_row(last) - m0, panel * kPanelColumns,
+               std::min(kPanelColumns, args.n() - panel * kPanelColumns), tile);
+  };
+  stream.pool().ParallelFor(plan.row_blocks * plan.panels, run,
+                            plan.panels * plan.units * plan.format.bytes * plan.row_blocks);
+  return absl::OkStatus();
+}
+
+absl::Status CheckFeature(bool present, const char* name) {
+  if (present) return absl::OkStatus();
+  return Unimplemented("needs ", name,
+                       ", which the processor or the stream's limit does not allow");
+}
+
+template <DotIsa kIsa>
+absl::Status Supports(const KernelContext& context, const MatMulArgs& args) {
+  if (args.b_packed == nullptr) return Unimplemented("needs b_packed");
+  if (args.b_packed->format() != Int8Weights::kFormat) {
+    return Unimplemented("b_packed has format '", std::string(args.b_packed->format()),
+                         "', expected '", std::string(Int8Weights::kFormat), "'");
+  }
+  if (args.float_activations) {
+    return Unimplemented("rounds activations to 8 bits, but float_activations is set");
+  }
+  if (Multiply<kIsa>(args.b_packed->dtype) == nullptr) {
+    return Unimplemented("not compiled for these instructions");
+  }
+  const CpuFeatures& features = CpuStream::Of(context).features();
+  switch (kIsa) {
+    case DotIsa::kAvx512Vnni:
+      return CheckFeature(features.avx512_vnni, "AVX-512 VNNI");
+    case DotIsa::kAvxVnni:
+      return CheckFeature(features.avx_vnni, "AVX-VNNI");
+    case DotIsa::kAvx2:
+      return CheckIsa(context, Isa::kAvx2);
+    default:
+      return absl::OkStatus();
+  }
+}
+
+template <DotIsa kIsa>
+Kernel<MatMulArgs> Entry(std::string_view name) {
+  return {name, DeviceKind::kCpu, Supports<kIsa>, WorkspaceBytes<kIsa>, Run<kIsa>};
+}
+
+}  // namespace
+
+Kernel<MatMulArgs> Int8MatMul(DotIsa isa) {
+  switch (isa) {
+    case DotIsa::kAvx512Vnni:
+      return Entry<DotIsa::kAvx512Vnni>("int8_avx512vnni");
+    case DotIsa::kAvxVnni:
+      return Entry<DotIsa::kAvxVnni>("int8_avxvnni");
+    case DotIsa::kAvx2:
+      return Entry<DotIsa::kAvx2>("int8_avx2");
+    default:
+      return Entry<DotIsa::kScalar>("int8_scalar");
+  }
+}
+
+}  // namespace tandem::cpu
