@@ -13,7 +13,7 @@ struct Traits {
   int alignment;
 };
 
-constexpr std::array<Traits, 10> kTraits = {{
+constexpr std::array<Traits, 14> kTraits = {{
     {DType::kF32, "f32", 1, 4, 4},
     {DType::kF16, "f16", 1, 2, 2},
     {DType::kBF16, "bf16", 1, 2, 2},
@@ -24,6 +24,10 @@ constexpr std::array<Traits, 10> kTraits = {{
     {DType::kBool, "bool", 1, 1, 1},
     {DType::kQ8_0, "q8_0", BlockQ8_0::kLength, sizeof(BlockQ8_0), 2},
     {DType::kQ4_0, "q4_0", BlockQ4_0::kLength, sizeof(BlockQ4_0), 2},
+    {DType::kQ4_K, "q4_k", BlockQ4_K::kLength, sizeof(BlockQ4_K), 2},
+    {DType::kQ5_K, "q5_k", BlockQ5_K::kLength, sizeof(BlockQ5_K), 2},
+    {DType::kQ6_K, "q6_k", BlockQ6_K::kLength, sizeof(BlockQ6_K), 2},
+    {DType::kTQ2_0, "tq2_0", BlockTQ2_0::kLength, sizeof(BlockTQ2_0), 2},
 }};
 
 const Traits* Find(DType dtype) {

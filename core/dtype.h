@@ -25,6 +25,11 @@ enum class DType : uint8_t {
   kBool,  // one byte, 0 or 1
   kQ8_0,  // 32 elements: f16 scale d, 32 x i8 q;              x = d * q
   kQ4_0,  // 32 elements: f16 scale d, 16 bytes of nibbles q;  x = d * (q - 8)
+  // 256 elements each; layouts below. Bits per element, scales included:
+  kQ4_K,   // 4.5
+  kQ5_K,   // 5.5
+  kQ6_K,   // 6.5625
+  kTQ2_0,  // 2.0625: ternary
 };
 
 // IEEE binary16 and bfloat16 as storage types: convert, compute in f32, convert back (RNE).
@@ -163,6 +168,18 @@ template <>
 struct DTypeOf<int64_t> : std::integral_constant<DType, DType::kI64> {};
 template <>
 struct DTypeOf<uint32_t> : std::integral_constant<DType, DType::kU32> {};
+template <>
+struct DTypeOf<BlockQ8_0> : std::integral_constant<DType, DType::kQ8_0> {};
+template <>
+struct DTypeOf<BlockQ4_0> : std::integral_constant<DType, DType::kQ4_0> {};
+template <>
+struct DTypeOf<BlockQ4_K> : std::integral_constant<DType, DType::kQ4_K> {};
+template <>
+struct DTypeOf<BlockQ5_K> : std::integral_constant<DType, DType::kQ5_K> {};
+template <>
+struct DTypeOf<BlockQ6_K> : std::integral_constant<DType, DType::kQ6_K> {};
+template <>
+struct DTypeOf<BlockTQ2_0> : std::integral_constant<DType, DType::kTQ2_0> {};
 
 // False for a value outside the enumeration (an uninitialised or corrupted view).
 bool IsKnown(DType dtype);
@@ -174,15 +191,22 @@ std::optional<DType> ParseDType(std::string_view name);
 int BlockLength(DType dtype);
 // Bytes of one block (of one element for plain types); 0 for unknown types.
 int BlockBytes(DType dtype);
-// Required address alignment in bytes (block formats: 2, as their first field is an f16).
+// Required address alignment in bytes (block formats: 2, as they hold an f16).
 int Alignment(DType dtype);
 
 constexpr bool IsFloat(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
 }
 constexpr bool IsBlockQuantized(DType dtype) {
-  return dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
+  return dtype == DType::kQ8_0 || dtype == DType::kQ4_0 || dtype == DType::kQ4_K ||
+         dtype == DType::kQ5_K || dtype == DType::kQ6_K || dtype == DType::kTQ2_0;
 }
+
+// For T = a block struct: its dtype is DTypeOf<T>::value, and this is true.
+template <typename T>
+inline constexpr bool kIsBlock = requires {
+  T::kLength;
+};
 
 // Calls fn.template operator()<T>() with T = float, F16 or BF16. Requires IsFloat(dtype).
 //   DispatchFloat(x.dtype, [&]<typename T>() { return Run<T>(x); });
@@ -196,6 +220,31 @@ auto DispatchFloat(DType dtype, Fn&& fn) {
     default:
       return fn.template operator()<float>();
   }
+}
+
+// The same with T = the block struct of a block format. Requires IsBlockQuantized(dtype).
+template <typename Fn>
+auto DispatchBlock(DType dtype, Fn&& fn) {
+  switch (dtype) {
+    case DType::kQ4_0:
+      return fn.template operator()<BlockQ4_0>();
+    case DType::kQ4_K:
+      return fn.template operator()<BlockQ4_K>();
+    case DType::kQ5_K:
+      return fn.template operator()<BlockQ5_K>();
+    case DType::kQ6_K:
+      return fn.template operator()<BlockQ6_K>();
+    case DType::kTQ2_0:
+      return fn.template operator()<BlockTQ2_0>();
+    default:
+      return fn.template operator()<BlockQ8_0>();
+  }
+}
+
+// What weights are stored in: a float type or a block format. Requires one of them.
+template <typename Fn>
+auto DispatchWeight(DType dtype, Fn&& fn) {
+  return IsBlockQuantized(dtype) ? DispatchBlock(dtype, fn) : DispatchFloat(dtype, fn);
 }
 
 }  // namespace tandem

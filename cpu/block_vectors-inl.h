@@ -1,4 +1,5 @@
-// GGUF blocks of 32 elements, quantised and expanded with vectors: the same bytes as blocks.h.
+// GGUF blocks, quantised and expanded with vectors: the same bytes as blocks.h. Those of 256
+// elements are in super_block_vectors-inl.h.
 // Included per target, after hwy/highway.h.
 
 #if defined(TANDEM_CPU_BLOCK_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -13,6 +14,7 @@
 
 #include "cpu/blocks.h"
 #include "cpu/float_vectors-inl.h"
+#include "cpu/super_block_vectors-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -126,6 +128,12 @@ HWY_INLINE void QuantizeBlockFrom(const float* x, BlockQ4_0& block) {
 }
 
 #endif
+
+// blocks[i] = the quantised x[i * kLength ..]. Overloaded for q4_k and q5_k.
+template <typename Block>
+void QuantizeBlocksFrom(const float* x, Block* blocks, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) QuantizeBlockFrom(x + i * Block::kLength, blocks[i]);
+}
 
 }  // namespace tandem::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -1,5 +1,5 @@
 // GGUF's block formats, one block at a time: the reference quantisers (those of ggml, whose bytes
-// other tools produce) and their inverses. One block is 32 elements.
+// other tools produce) and their inverses. The formats of 256 elements are in super_blocks.h.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "core/dtype.h"
 #include "core/tensor_view.h"
+#include "cpu/super_blocks.h"
 
 namespace tandem::cpu {
 
@@ -52,25 +53,18 @@ inline void QuantizeBlock(const float* x, BlockQ4_0& block) {
   }
 }
 
-inline void DequantizeBlock(const BlockQ8_0& block, float* x) {
-  const float d = ToFloat(block.d);
-  for (int i = 0; i < BlockQ8_0::kLength; ++i) x[i] = d * static_cast<float>(block.q[i]);
+inline float BlockElement(const BlockQ8_0& block, int i) {
+  return ToFloat(block.d) * static_cast<float>(block.q[i]);
 }
 
-inline void DequantizeBlock(const BlockQ4_0& block, float* x) {
-  const float d = ToFloat(block.d);
-  constexpr int kHalf = BlockQ4_0::kLength / 2;
-  for (int i = 0; i < kHalf; ++i) {
-    x[i] = d * static_cast<float>((block.q[i] & 15) - 8);
-    x[i + kHalf] = d * static_cast<float>((block.q[i] >> 4) - 8);
-  }
+inline float BlockElement(const BlockQ4_0& block, int i) {
+  const int nibble = i < 16 ? block.q[i] & 15 : block.q[i - 16] >> 4;
+  return ToFloat(block.d) * static_cast<float>(nibble - 8);
 }
 
-// Calls fn.template operator()<Block>() with the block struct of a block-quantised dtype.
-template <typename Fn>
-auto DispatchBlock(DType dtype, Fn&& fn) {
-  return dtype == DType::kQ4_0 ? fn.template operator()<BlockQ4_0>()
-                               : fn.template operator()<BlockQ8_0>();
+template <typename Block>
+void DequantizeBlock(const Block& block, float* x) {
+  for (int i = 0; i < Block::kLength; ++i) x[i] = BlockElement(block, i);
 }
 
 // First block of row `row` of a block-quantised [R, N] view.

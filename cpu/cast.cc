@@ -43,9 +43,8 @@ void Compress(ThreadPool& pool, const CastArgs& args) {
     ParallelSpans(pool, args.x.dim(0), args.x.dim(1), [&](int64_t r, int64_t begin, int64_t end) {
       const float* x = args.x.At<float>(r * args.x.stride(0));
       Block* blocks = BlockRow<Block>(args.out, r);
-      for (int64_t n = begin; n < end; n += Block::kLength) {
-        QuantizeBlockFrom(x + n, blocks[n / Block::kLength]);
-      }
+      QuantizeBlocksFrom(x + begin, blocks + begin / Block::kLength,
+                         (end - begin) / Block::kLength);
     });
   });
 }

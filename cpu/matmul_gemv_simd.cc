@@ -333,6 +333,10 @@ namespace {
 
 template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const MatMulArgs& args) {
+  if (IsBlockQuantized(args.b.dtype) && args.b.dtype != DType::kQ8_0 &&
+      args.b.dtype != DType::kQ4_0) {
+    return Unimplemented("takes no b of ", std::string(Name(args.b.dtype)));
+  }
   if (args.m() > 8) return Unimplemented("takes up to 8 rows, got ", args.m());
   if (!args.b.present()) return Unimplemented("reads b itself; only b_packed was given");
   if (args.b.stride(-1) != 1 && args.k() > 1) {

@@ -1,9 +1,9 @@
 // Panels and tiles of the tiled matrix product (matmul_tiled.h), for each instruction set.
 //
-// Expanding: kLanes weight rows at a time, kChunk elements of K at a time: the rows are widened (or
-// dequantised) into a buffer in L1 and transposed from there. Transposition: each vector gathers
-// one 128-bit piece from kLanes / 4 rows, and two levels of 32- and 64-bit interleaving transpose
-// the 4 x 4 pieces: half the shuffles of a transposition that works on whole rows.
+// Expanding: kLanes weight rows at a time, a chunk of elements of K at a time: the rows are widened
+// (or dequantised) into a buffer in L1 and transposed from there. Transposition: each vector
+// gathers one 128-bit piece from kLanes / 4 rows, and two levels of 32- and 64-bit interleaving
+// transpose the 4 x 4 pieces: half the shuffles of a transposition that works on whole rows.
 //
 // Multiplying: the usual register-blocked outer product. kRows x kVectors accumulators stay in
 // registers while K is walked once; per step kVectors loads of the panel and kRows broadcasts of a.
@@ -26,7 +26,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-constexpr int64_t kChunk = 128;  // elements of K per pass; kLanes rows of it (8 KiB) stay in L1
+// Elements of K per pass, whole blocks; kLanes rows of it (8 or 16 KiB) stay in L1.
+template <typename T>
+constexpr int64_t kBlock = 1;
+template <typename T>
+requires kIsBlock<T>
+constexpr int64_t kBlock<T> = T::kLength;
+template <typename T>
+constexpr int64_t kChunk = std::max<int64_t>(128, kBlock<T>);
 static_assert(kMaxTileColumns == kPanel);
 
 void WidenRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
@@ -36,7 +43,8 @@ void WidenRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, in
   }
 }
 
-// panel[k][j] = rows[j][k] for kLanes rows, kChunk floats apart.
+// panel[k][j] = rows[j][k] for kLanes rows, kStride floats apart.
+template <int64_t kStride>
 HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
                               float* HWY_RESTRICT panel) {
   int64_t k = 0;
@@ -47,15 +55,15 @@ HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
     FloatVector piece[4];
     for (int r = 0; r < 4; ++r) {
       // Rows r, r + 4, r + 8, ...: after transposing within 128 bits, lane order is row order.
-      const float* from = rows + r * kChunk + k;
+      const float* from = rows + r * kStride + k;
 #if HWY_TARGET == HWY_AVX3
       __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from));
-      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 4 * kChunk), 1);
-      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 8 * kChunk), 2);
-      piece[r] = FloatVector{_mm512_insertf32x4(v, _mm_loadu_ps(from + 12 * kChunk), 3)};
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 4 * kStride), 1);
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 8 * kStride), 2);
+      piece[r] = FloatVector{_mm512_insertf32x4(v, _mm_loadu_ps(from + 12 * kStride), 3)};
 #else
       piece[r] = FloatVector{_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)),
-                                                  _mm_loadu_ps(from + 4 * kChunk), 1)};
+                                                  _mm_loadu_ps(from + 4 * kStride), 1)};
 #endif
     }
     const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, piece[0], piece[1]));
@@ -70,7 +78,7 @@ HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
   }
 #endif
   for (; k < count; ++k) {
-    for (int64_t j = 0; j < kLanes; ++j) panel[k * kPanel + j] = rows[j * kChunk + k];
+    for (int64_t j = 0; j < kLanes; ++j) panel[k * kPanel + j] = rows[j * kStride + k];
   }
 }
 
@@ -79,30 +87,29 @@ template <typename T>
 HWY_INLINE void Prefetch(const T* from, bool wanted) {
   if (!wanted) return;
   const char* line = reinterpret_cast<const char*>(from);
-  constexpr int64_t kBlock = std::is_same_v<T, BlockQ8_0> || std::is_same_v<T, BlockQ4_0> ? 32 : 1;
-  constexpr int64_t kBytes = kChunk / kBlock * static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kBytes = kChunk<T> / kBlock<T> * static_cast<int64_t>(sizeof(T));
   for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(line + byte, 0, 2);
 }
 
 // Rows contiguous along K: `row` elements (blocks) apart from `b`.
 template <typename T>
 void ExpandRows(const T* b, int64_t row, int64_t columns, int64_t k, float* panel) {
-  constexpr int64_t kBlock = std::is_same_v<T, BlockQ8_0> || std::is_same_v<T, BlockQ4_0> ? 32 : 1;
-  HWY_ALIGN float buffer[kLanes * kChunk];
+  constexpr int64_t kStep = kChunk<T>;
+  HWY_ALIGN float buffer[kLanes * kStep];
   for (int64_t j = 0; j < kPanel; j += kLanes) {
     const int64_t present = std::clamp<int64_t>(columns - j, 0, kLanes);
-    if (present < kLanes) std::fill(buffer, buffer + kLanes * kChunk, 0.0f);
-    for (int64_t begin = 0; begin < k; begin += kChunk) {
-      const int64_t count = std::min(kChunk, k - begin);
+    if (present < kLanes) std::fill(buffer, buffer + kLanes * kStep, 0.0f);
+    for (int64_t begin = 0; begin < k; begin += kStep) {
+      const int64_t count = std::min(kStep, k - begin);
       for (int64_t r = 0; r < present; ++r) {
-        const T* from = b + (j + r) * row + begin / kBlock;
+        const T* from = b + (j + r) * row + begin / kBlock<T>;
         // The next chunk of this row; at the end of the rows, the first of the next kLanes rows.
-        const bool more = begin + kChunk < k;
-        Prefetch(more ? from + kChunk / kBlock : from + kLanes * row - begin / kBlock,
+        const bool more = begin + kStep < k;
+        Prefetch(more ? from + kStep / kBlock<T> : from + kLanes * row - begin / kBlock<T>,
                  more || j + r + kLanes < columns);
-        WidenRow(from, count, buffer + r * kChunk);
+        WidenRow(from, count, buffer + r * kStep);
       }
-      TransposeRows(buffer, count, panel + begin * kPanel + j);
+      TransposeRows<kStep>(buffer, count, panel + begin * kPanel + j);
     }
   }
 }
@@ -110,13 +117,10 @@ void ExpandRows(const T* b, int64_t row, int64_t columns, int64_t k, float* pane
 void ExpandPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
                  float* panel) {
   const int64_t row = b.stride(-2), step = b.stride(-1);
-  if (b.dtype == DType::kQ8_0) {
-    return ExpandRows(b.As<BlockQ8_0>() + (offset + n0 * row) / BlockQ8_0::kLength,
-                      row / BlockQ8_0::kLength, columns, k, panel);
-  }
-  if (b.dtype == DType::kQ4_0) {
-    return ExpandRows(b.As<BlockQ4_0>() + (offset + n0 * row) / BlockQ4_0::kLength,
-                      row / BlockQ4_0::kLength, columns, k, panel);
+  if (IsBlockQuantized(b.dtype)) {
+    return DispatchBlock(b.dtype, [&]<typename T>() HWY_ATTR {
+      ExpandRows(b.As<T>() + (offset + n0 * row) / T::kLength, row / T::kLength, columns, k, panel);
+    });
   }
   if (step == 1) {
     return DispatchFloat(b.dtype, [&]<typename T>() HWY_ATTR {
@@ -134,19 +138,21 @@ void ExpandPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t column
 // A pair of bf16 is moved as one 32-bit unit: the same transposition.
 void PairPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
                BF16* panel) {
-  HWY_ALIGN float buffer[kLanes * kChunk];
+  constexpr int64_t kPairs = kChunk<float>;
+  HWY_ALIGN float buffer[kLanes * kPairs];
   const int64_t row = b.stride(-2);
   for (int64_t j = 0; j < kPanel; j += kLanes) {
     const int64_t present = std::clamp<int64_t>(columns - j, 0, kLanes);
-    for (int64_t begin = 0; begin < PaddedPairDepth(k); begin += 2 * kChunk) {
-      const int64_t count = std::clamp<int64_t>(k - begin, 0, 2 * kChunk);
-      const int64_t padded = std::min(2 * kChunk, PaddedPairDepth(k) - begin);
-      if (present < kLanes || count < padded) std::fill_n(buffer, kLanes * kChunk, 0.0f);
+    for (int64_t begin = 0; begin < PaddedPairDepth(k); begin += 2 * kPairs) {
+      const int64_t count = std::clamp<int64_t>(k - begin, 0, 2 * kPairs);
+      const int64_t padded = std::min(2 * kPairs, PaddedPairDepth(k) - begin);
+      if (present < kLanes || count < padded) std::fill_n(buffer, kLanes * kPairs, 0.0f);
       for (int64_t r = 0; r < present; ++r) {
         const BF16* from = b.As<BF16>() + offset + (n0 + j + r) * row + begin;
-        std::memcpy(buffer + r * kChunk, from, static_cast<size_t>(count) * sizeof(BF16));
+        std::memcpy(buffer + r * kPairs, from, static_cast<size_t>(count) * sizeof(BF16));
       }
-      TransposeRows(buffer, padded / 2, reinterpret_cast<float*>(panel + begin * kPanel) + j);
+      TransposeRows<kPairs>(buffer, padded / 2,
+                            reinterpret_cast<float*>(panel + begin * kPanel) + j);
     }
   }
 }

@@ -9,9 +9,9 @@
 // Range: every valid argument (any strides, every dtype) that brings b itself; weights that exist
 // only in packed form are unreadable here.
 #include <algorithm>
-#include <type_traits>
 
 #include "core/status.h"
+#include "cpu/blocks.h"
 #include "cpu/matmul_epilogue.h"
 #include "cpu/matmul_kernels.h"
 #include "cpu/stream.h"
@@ -24,24 +24,11 @@ constexpr int64_t kStrip = 64;  // output features per task
 // Element k of a row that starts at `row` elements (a multiple of the block length) from `base`.
 template <typename T>
 float Element(const T* base, int64_t row, int64_t k, int64_t stride) {
-  if constexpr (std::is_same_v<T, BlockQ8_0>) {
-    const BlockQ8_0& block = base[(row + k) / BlockQ8_0::kLength];
-    return ToFloat(block.d) * static_cast<float>(block.q[k % BlockQ8_0::kLength]);
-  } else if constexpr (std::is_same_v<T, BlockQ4_0>) {
-    const BlockQ4_0& block = base[(row + k) / BlockQ4_0::kLength];
-    const int i = static_cast<int>(k % BlockQ4_0::kLength);
-    const int nibble = i < 16 ? block.q[i] & 15 : block.q[i - 16] >> 4;
-    return ToFloat(block.d) * static_cast<float>(nibble - 8);
+  if constexpr (kIsBlock<T>) {
+    return BlockElement(base[(row + k) / T::kLength], static_cast<int>(k % T::kLength));
   } else {
     return ToFloat(base[row + k * stride]);
   }
-}
-
-template <typename Fn>
-auto DispatchWeight(DType dtype, Fn&& fn) {
-  if (dtype == DType::kQ8_0) return fn.template operator()<BlockQ8_0>();
-  if (dtype == DType::kQ4_0) return fn.template operator()<BlockQ4_0>();
-  return DispatchFloat(dtype, fn);
 }
 
 absl::Status Supports(const KernelContext&, const MatMulArgs& args) {

@@ -15,68 +15,15 @@
 #include "core/dtype.h"
 #include "cpu/matmul_epilogue.h"
 #include "hwy/highway.h"
-// After highway.h, whose macros it uses.
+// After highway.h, whose macros they use.
+#include "cpu/block_vectors-inl.h"
+#include "cpu/float_vectors-inl.h"
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-namespace hn = hwy::HWY_NAMESPACE;
-
-using FloatTag = hn::ScalableTag<float>;
-using FloatVector = hn::Vec<FloatTag>;
-inline constexpr int64_t kLanes = HWY_LANES(float);
-
-// kLanes consecutive elements, widened.
-HWY_INLINE FloatVector LoadFloats(const float* from) { return hn::LoadU(FloatTag(), from); }
-HWY_INLINE FloatVector LoadFloats(const BF16* from) {
-#if HWY_TARGET == HWY_SCALAR
-  return hn::Set(FloatTag(), ToFloat(*from));
-#else
-  const FloatTag d;
-  const hn::RebindToUnsigned<FloatTag> du32;
-  const hn::Rebind<uint16_t, FloatTag> du16;
-  const auto bits = hn::PromoteTo(du32, hn::LoadU(du16, &from->bits));
-  return hn::BitCast(d, hn::ShiftLeft<16>(bits));
-#endif
-}
-HWY_INLINE FloatVector LoadFloats(const F16* from) {
-#if HWY_TARGET == HWY_SCALAR
-  return hn::Set(FloatTag(), ToFloat(*from));
-#else
-  const hn::Rebind<uint16_t, FloatTag> du16;
-  const hn::Rebind<hwy::float16_t, FloatTag> df16;
-  return hn::PromoteTo(FloatTag(), hn::BitCast(df16, hn::LoadU(du16, &from->bits)));
-#endif
-}
-
-// kLanes consecutive elements, rounded to nearest even.
-HWY_INLINE void StoreFloats(FloatVector x, float* to) { hn::StoreU(x, FloatTag(), to); }
-HWY_INLINE void StoreFloats(FloatVector x, BF16* to) {
-#if HWY_TARGET == HWY_SCALAR
-  *to = ToBF16(hn::GetLane(x));
-#else
-  const hn::RebindToUnsigned<FloatTag> du32;
-  const hn::RebindToSigned<FloatTag> di32;
-  const hn::Rebind<uint16_t, FloatTag> du16;
-  const auto bits = hn::BitCast(du32, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du32, 1));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du32, 0x7FFF))));
-  const auto quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(du32, 0x40));
-  const auto nan = hn::RebindMask(du32, hn::Ne(x, x));
-  hn::StoreU(hn::DemoteTo(du16, hn::BitCast(di32, hn::IfThenElse(nan, quiet, rounded))), du16,
-             &to->bits);
-#endif
-}
-HWY_INLINE void StoreFloats(FloatVector x, F16* to) {
-#if HWY_TARGET == HWY_SCALAR
-  *to = ToF16(hn::GetLane(x));
-#else
-  const hn::Rebind<uint16_t, FloatTag> du16;
-  const hn::Rebind<hwy::float16_t, FloatTag> df16;
-  hn::StoreU(hn::BitCast(du16, hn::DemoteTo(df16, x)), du16, &to->bits);
-#endif
-}
+using FloatVector = FloatVec;
 
 // The kLanes elements of a block from element `i` on, before scaling, as whole numbers.
 HWY_INLINE FloatVector LoadQuants(const BlockQ8_0& block, int64_t i) {
@@ -126,6 +73,10 @@ void WidenRow(const T* HWY_RESTRICT from, int64_t count, float* HWY_RESTRICT to)
       for (int64_t i = 0; i < T::kLength; i += kLanes) {
         StoreFloats(hn::Mul(scale, LoadQuants(from[b], i)), to + b * T::kLength + i);
       }
+    }
+  } else if constexpr (kIsBlock<T>) {
+    for (int64_t b = 0; b < count / T::kLength; ++b) {
+      DequantizeBlockTo(from[b], to + b * T::kLength);
     }
   } else {
     int64_t i = 0;

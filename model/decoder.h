@@ -38,8 +38,8 @@ namespace tandem {
 
 struct ModelOptions {
   // Also keeps every matrix in the layout that its device multiplies fastest by many tokens at
-  // once: faster prompts for a second copy of the weights in memory. Types that are multiplied from
-  // their stored form (Q8_0, Q4_0) are left as they are.
+  // once: faster prompts for a second copy of the weights in memory. Block formats, which are
+  // multiplied from their stored form, are left as they are.
   bool pack_weights = false;
 };
 

@@ -193,7 +193,7 @@ absl::StatusOr<TensorView> GgufFile::Tensor(std::string_view name) const {
   if (type == nullptr || !type->dtype) {
     return Unimplemented(name_, ": tensor ", Quote(name), " has type ",
                          GgufTensorTypeName(tensor->type),
-                         "; supported are F32, F16, BF16, Q8_0 and Q4_0");
+                         "; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K and TQ2_0");
   }
   const TensorView view = MakeView(tensor->data.data(), *type->dtype, tensor->shape);
   if (absl::Status status = ValidateView(name, view); !status.ok()) {

@@ -106,7 +106,7 @@ class GgufFile {
   absl::StatusOr<std::vector<int64_t>> Ints(std::string_view key) const;
 
   // A tensor as a view of the mapping. NotFound when it is missing, Unimplemented when its type is
-  // none of F32, F16, BF16, Q8_0, Q4_0.
+  // none of F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, TQ2_0.
   absl::StatusOr<TensorView> Tensor(std::string_view name) const;
   // And of exactly this shape (outermost first), else InvalidArgument.
   absl::StatusOr<TensorView> Tensor(std::string_view name, const Shape& shape) const;

@@ -32,8 +32,8 @@ constexpr GgufTensorType kTensorTypes[] = {
     {2, "Q4_0", 32, 18, DType::kQ4_0},      {3, "Q4_1", 32, 20, std::nullopt},
     {6, "Q5_0", 32, 22, std::nullopt},      {7, "Q5_1", 32, 24, std::nullopt},
     {8, "Q8_0", 32, 34, DType::kQ8_0},      {10, "Q2_K", 256, 84, std::nullopt},
-    {11, "Q3_K", 256, 110, std::nullopt},   {12, "Q4_K", 256, 144, std::nullopt},
-    {13, "Q5_K", 256, 176, std::nullopt},   {14, "Q6_K", 256, 210, std::nullopt},
+    {11, "Q3_K", 256, 110, std::nullopt},   {12, "Q4_K", 256, 144, DType::kQ4_K},
+    {13, "Q5_K", 256, 176, DType::kQ5_K},   {14, "Q6_K", 256, 210, DType::kQ6_K},
     {16, "IQ2_XXS", 256, 66, std::nullopt}, {17, "IQ2_XS", 256, 74, std::nullopt},
     {18, "IQ3_XXS", 256, 98, std::nullopt}, {19, "IQ1_S", 256, 50, std::nullopt},
     {20, "IQ4_NL", 32, 18, std::nullopt},   {21, "IQ3_S", 256, 110, std::nullopt},
@@ -42,7 +42,7 @@ constexpr GgufTensorType kTensorTypes[] = {
     {26, "I32", 1, 4, std::nullopt},        {27, "I64", 1, 8, std::nullopt},
     {28, "F64", 1, 8, std::nullopt},        {29, "IQ1_M", 256, 56, std::nullopt},
     {30, "BF16", 1, 2, DType::kBF16},       {34, "TQ1_0", 256, 54, std::nullopt},
-    {35, "TQ2_0", 256, 66, std::nullopt},   {39, "MXFP4", 32, 17, std::nullopt},
+    {35, "TQ2_0", 256, 66, DType::kTQ2_0},  {39, "MXFP4", 32, 17, std::nullopt},
 };
 
 }  // namespace

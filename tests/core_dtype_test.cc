@@ -168,8 +168,9 @@ TEST(Floats, InfinityOverflowAndNan) {
   }
 }
 
-constexpr DType kAll[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kI8,   DType::kI32,
-                          DType::kI64, DType::kU32, DType::kBool, DType::kQ8_0, DType::kQ4_0};
+constexpr DType kAll[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kI8,   DType::kI32,
+                          DType::kI64,  DType::kU32,  DType::kBool, DType::kQ8_0, DType::kQ4_0,
+                          DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0};
 
 TEST(DTypes, NamesRoundTrip) {
   for (DType dtype : kAll) {
@@ -185,7 +186,7 @@ TEST(DTypes, NamesRoundTrip) {
 }
 
 TEST(DTypes, UnknownValuesAreHarmless) {
-  for (int value : {10, 11, 100, 255}) {
+  for (int value : {14, 15, 100, 255}) {
     const auto dtype = static_cast<DType>(value);
     EXPECT_FALSE(IsKnown(dtype));
     EXPECT_EQ(Name(dtype), "unknown");
@@ -201,6 +202,19 @@ TEST(DTypes, DispatchGivesTheType) {
   for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     EXPECT_EQ(DispatchFloat(dtype, []<typename T>() { return DTypeOf<T>::value; }), dtype);
   }
+  for (DType dtype : kAll) {
+    if (IsBlockQuantized(dtype)) {
+      EXPECT_EQ(DispatchBlock(dtype, []<typename T>() { return DTypeOf<T>::value; }), dtype);
+      EXPECT_EQ(DispatchBlock(dtype, []<typename T>() { return static_cast<int>(sizeof(T)); }),
+                BlockBytes(dtype));
+      EXPECT_EQ(DispatchBlock(dtype, []<typename T>() { return T::kLength; }), BlockLength(dtype));
+      EXPECT_TRUE(DispatchBlock(dtype, []<typename T>() { return kIsBlock<T>; }));
+    }
+    if (IsBlockQuantized(dtype) || IsFloat(dtype)) {
+      EXPECT_EQ(DispatchWeight(dtype, []<typename T>() { return DTypeOf<T>::value; }), dtype);
+    }
+  }
+  EXPECT_FALSE(kIsBlock<float>);
 }
 
 }  // namespace

@@ -207,17 +207,17 @@ TEST_F(OpValidation, Cast) {
   ExpectViewIsChecked(good, &A::x, "x");
   ExpectViewIsChecked(good, &A::out, "out");
   ExpectEachRejected<A>(
-      good, {
-                {"x: expected dtype f32, f16, bf16, q8_0 or q4_0, got i64",
-                 [](A& a) { a.x.dtype = DType::kI64; }},
-                {"x: expected dtype f32 when out is block-quantised, got f16",
-                 [](A& a) { a.x.dtype = DType::kF16; }},
-                {"out: expected dtype f32 when x is block-quantised, got q8_0",
-                 [](A& a) { a.x.dtype = DType::kQ8_0; }},
-                {"out: expected the shape of x", [](A& a) { a.out = Slice(a.out, 1, 0, 32); }},
-                {"multiple of 32", [](A& a) { a.out = Slice(a.out, 1, 0, 40); }},
-                {"out overlaps x", [](A& a) { a.out.data = a.x.data; }},
-            });
+      good,
+      {
+          {"x: expected a float or block dtype, got i64", [](A& a) { a.x.dtype = DType::kI64; }},
+          {"x: expected dtype f32 when out is block-quantised, got f16",
+           [](A& a) { a.x.dtype = DType::kF16; }},
+          {"out: expected dtype f32 when x is block-quantised, got q8_0",
+           [](A& a) { a.x.dtype = DType::kQ8_0; }},
+          {"out: expected the shape of x", [](A& a) { a.out = Slice(a.out, 1, 0, 32); }},
+          {"multiple of 32", [](A& a) { a.out = Slice(a.out, 1, 0, 40); }},
+          {"out overlaps x", [](A& a) { a.out.data = a.x.data; }},
+      });
 }
 
 TEST_F(OpValidation, Rope) {
@@ -273,7 +273,7 @@ TEST_F(OpValidation, Embedding) {
   ExpectEachRejected<A>(
       good,
       {
-          {"table: expected dtype", [](A& a) { a.table.dtype = DType::kI32; }},
+          {"table: expected a float or block dtype", [](A& a) { a.table.dtype = DType::kI32; }},
           {"ids: expected dtype i32, got u32", [](A& a) { a.ids.dtype = DType::kU32; }},
           {"ids: expected rank 1, got 2", [](A& a) { a.ids = a.out; }},
           {"out dimension 0 (ids): expected 3, got 2", [](A& a) { a.out = Slice(a.out, 0, 0, 2); }},

@@ -13,9 +13,9 @@ TEST_F(CpuMatMulTest, DtypesAndOddSizes) {
     for (const DType b : kWeights) {
       for (const int64_t m : {1, 3, 8, 9, 17}) {
         for (const int64_t n : {1, 7, 33, 130}) {
-          for (int64_t k : {1, 31, 64, 97}) {
+          for (int64_t k : {1, 31, 64, 97, 256}) {
             if (IsBlockQuantized(b)) {
-              if (k % 32 != 0) continue;
+              if (k % BlockLength(b) != 0) continue;
             } else if (a != DType::kF32 && k != 97) {
               continue;
             }
@@ -33,7 +33,12 @@ TEST_F(CpuMatMulTest, DecoderLayerShapesReduced) {
   for (const DType b : kWeights) {
     for (const int64_t m : {1, 2, 5, 8, 16, 33, 70}) {
       EXPECT_GE(Check({.m = m, .n = 256, .k = 512, .b = b}), 4);
-      EXPECT_GE(Check({.m = m, .n = 96, .k = 1408, .a = DType::kF16, .b = b, .out = DType::kF16}),
+      EXPECT_GE(Check({.m = m,
+                       .n = 96,
+                       .k = WholeBlocks(b, 1408),
+                       .a = DType::kF16,
+                       .b = b,
+                       .out = DType::kF16}),
                 4);
       if (HasFailure()) return;
     }
@@ -46,12 +51,12 @@ TEST_F(CpuMatMulTest, PaddingIsNeitherReadNorWritten) {
       for (const int64_t m : {1, 2, 7, 20}) {
         EXPECT_GE(Check({.m = m,
                          .n = 37,
-                         .k = 96,
+                         .k = WholeBlocks(b, 96),
                          .a = a,
                          .b = b,
                          .out = a,
                          .a_padding = 5,
-                         .b_padding = 32,
+                         .b_padding = WholeBlocks(b, 32),
                          .out_padding = 3}),
                   4);
         if (HasFailure()) return;
@@ -138,17 +143,17 @@ TEST_F(CpuMatMulTest, Layouts) {
 
 TEST_F(CpuMatMulTest, Batches) {
   for (const int64_t m : {1, 4, 25}) {
-    for (const DType b : {DType::kF32, DType::kF16, DType::kQ8_0}) {
+    for (const DType b : {DType::kF32, DType::kF16, DType::kQ8_0, DType::kQ5_K}) {
       for (const int broadcast : {0, 1, 2}) {
         EXPECT_GE(Check({.m = m,
                          .n = 67,
-                         .k = 64,
+                         .k = WholeBlocks(b, 64),
                          .batch = 3,
                          .b = b,
                          .bias = true,
                          .addend = true,
                          .a_padding = 1,
-                         .b_padding = 32,
+                         .b_padding = WholeBlocks(b, 32),
                          .broadcast_a = broadcast == 1,
                          .broadcast_b = broadcast == 2}),
                   3);

@@ -200,8 +200,8 @@ uint64_t Fnv1a(const void* data, size_t bytes) {
   return hash;
 }
 
-// Hashes of what GGUF's Python package (gguf 0.10 and later, quants.quantize and dequantize) makes
-// of the same numbers.
+// Hashes of what ggml (ggml_quantize_chunk, without weights) and GGUF's Python package (gguf 0.10
+// and later, quants.dequantize) make of the same numbers.
 TEST(CpuCast, QuantizesAsGgufDoes) {
   constexpr int64_t kCount = 32 * 4096;
   std::vector<float> x(kCount);
@@ -216,9 +216,13 @@ TEST(CpuCast, QuantizesAsGgufDoes) {
     uint64_t quantized, dequantized;
   };
   for (const Golden& golden : {Golden{DType::kQ8_0, 0xf86ece7a8564bccc, 0x84200ddc7b6589c0},
-                               Golden{DType::kQ4_0, 0x60c3af2e880948dd, 0x183f568c864ae128}}) {
+                               Golden{DType::kQ4_0, 0x60c3af2e880948dd, 0x183f568c864ae128},
+                               Golden{DType::kQ4_K, 0x69b988d2aa4606ff, 0x997338236b3ffeac},
+                               Golden{DType::kQ5_K, 0xeeddf13a89d93844, 0x0b21921fc051e393},
+                               Golden{DType::kQ6_K, 0xa4a7387a563b5c9e, 0x8e75ad0b0d74b798},
+                               Golden{DType::kTQ2_0, 0x0c45ed4758cc024b, 0x5653997bb262694}}) {
     for (const Kernel<CastArgs>& kernel : Kernels<CastArgs>()) {
-      std::vector<uint8_t> blocks(static_cast<size_t>(kCount / 32 * BlockBytes(golden.dtype)));
+      std::vector<uint8_t> blocks(static_cast<size_t>(ByteOffset(golden.dtype, kCount)));
       std::vector<float> back(kCount);
       const TensorView quantized = MakeView(blocks.data(), golden.dtype, {1, kCount});
       if (!RunOn(kernel, {MakeView(x.data(), DType::kF32, {1, kCount}), quantized})) continue;
@@ -232,17 +236,25 @@ TEST(CpuCast, QuantizesAsGgufDoes) {
 // What cannot be quantised must not be undefined.
 TEST(CpuCast, QuantizingInfinitiesAndNanIsHarmless) {
   const float infinity = std::numeric_limits<float>::infinity();
-  std::vector<float> x(64, 1.0f);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr int64_t kCount = 3 * 256;
+  std::vector<float> x(kCount, 1.0f);
   x[3] = infinity;
   x[9] = -infinity;
-  x[40] = std::numeric_limits<float>::quiet_NaN();
+  x[40] = nan;
   x[41] = 1e-44f;
-  for (DType dtype : {DType::kQ8_0, DType::kQ4_0}) {
+  std::fill_n(&x[64], 32, nan);
+  std::fill_n(&x[256], 256, 1e-44f);
+  x[512] = nan;
+  x[544] = 3e38f;
+  x[545] = -3e38f;
+  for (DType dtype :
+       {DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0}) {
     std::vector<std::vector<uint8_t>> results;
     for (const Kernel<CastArgs>& kernel : Kernels<CastArgs>()) {
-      std::vector<uint8_t> blocks(static_cast<size_t>(2 * BlockBytes(dtype)));
-      if (!RunOn(kernel, {MakeView(x.data(), DType::kF32, {1, 64}),
-                          MakeView(blocks.data(), dtype, {1, 64})})) {
+      std::vector<uint8_t> blocks(static_cast<size_t>(ByteOffset(dtype, kCount)));
+      if (!RunOn(kernel, {MakeView(x.data(), DType::kF32, {1, kCount}),
+                          MakeView(blocks.data(), dtype, {1, kCount})})) {
         continue;
       }
       results.push_back(blocks);

@@ -106,11 +106,14 @@ TEST(Pairwise, EveryPairOfValuesMeets) {
 }
 
 TEST(OperandMemory, EveryLayoutIsAValidViewWithPoisonAround) {
-  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
+  std::vector<DType> dtypes = FloatDTypes();
+  Append(dtypes, BlockDTypes());
+  for (DType dtype : dtypes) {
     for (Layout layout : {Layout::kContiguous, Layout::kPadded, Layout::kTransposed,
                           Layout::kBroadcast, Layout::kSpread}) {
-      for (const Shape& shape : {Shape{32}, Shape{3, 64}, Shape{2, 3, 32}, Shape{2, 3, 5, 64},
-                                 Shape{2, 0}, Shape{0, 3, 4, 32}}) {
+      for (Shape shape : {Shape{32}, Shape{3, 64}, Shape{2, 3, 32}, Shape{2, 3, 5, 64}, Shape{2, 0},
+                          Shape{0, 3, 4, 32}}) {
+        shape[shape.rank - 1] = WholeBlocks(dtype, shape[shape.rank - 1]);
         SCOPED_TRACE(FieldText(dtype) + " " + FieldText(layout) + " " + ToString(shape));
         Operands operands;
         operands.Input("x", dtype, shape, layout, [](int64_t i) { return double(i % 7) - 3; });

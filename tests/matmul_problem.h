@@ -19,6 +19,7 @@
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/stream.h"
+#include "tests/reference/super_blocks.h"
 
 namespace tandem::cpu {
 
@@ -85,6 +86,10 @@ inline double Load(const TensorView& view, int64_t z, int64_t i, int64_t j) {
     const BlockQ8_0& block = view.As<BlockQ8_0>()[offset / 32];
     return static_cast<double>(ToFloat(block.d)) * block.q[offset % 32];
   }
+  if (BlockLength(view.dtype) == 256) {
+    const char* base = static_cast<const char*>(view.data) + ByteOffset(view.dtype, offset);
+    return reference::ReadSuperBlock(view.dtype, base, static_cast<int>(offset % 256));
+  }
   if (view.dtype == DType::kQ4_0) {
     const BlockQ4_0& block = view.As<BlockQ4_0>()[offset / 32];
     const int64_t at = offset % 32;
@@ -126,6 +131,16 @@ inline Operand MakeOperand(std::mt19937& random, DType dtype, int64_t batch, int
       BlockQ4_0& b = operand.view.As<BlockQ4_0>()[e / 32];
       b.d = ToF16(pad ? kNaN : normal(random) / 4);
       for (uint8_t& q : b.q) q = static_cast<uint8_t>(byte(random));
+    } else if (IsBlockQuantized(dtype)) {  // every bit of the quants and scales at random
+      DispatchBlock(dtype, [&]<typename Block>() {
+        if constexpr (Block::kLength == 256) {
+          Block& b = operand.view.As<Block>()[e / Block::kLength];
+          auto* raw = reinterpret_cast<uint8_t*>(&b);
+          for (size_t i = 0; i < sizeof(Block); ++i) raw[i] = static_cast<uint8_t>(byte(random));
+          b.d = ToF16(pad ? kNaN : normal(random) / 256);
+          if constexpr (requires { b.dmin; }) b.dmin = ToF16(pad ? kNaN : normal(random) / 64);
+        }
+      });
     } else {
       Store(operand.view, e, pad ? kNaN : normal(random));
     }
@@ -316,7 +331,13 @@ class MatMulFixture : public ::testing::Test {
 };
 
 inline constexpr DType kFloats[] = {DType::kF32, DType::kF16, DType::kBF16};
-inline constexpr DType kWeights[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0,
-                                     DType::kQ4_0};
+inline constexpr DType kWeights[] = {DType::kF32,  DType::kF16,  DType::kBF16,
+                                     DType::kQ8_0, DType::kQ4_0, DType::kQ4_K,
+                                     DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0};
+
+// `k` as whole blocks.
+inline int64_t WholeBlocks(DType dtype, int64_t k) {
+  return (k + BlockLength(dtype) - 1) / BlockLength(dtype) * BlockLength(dtype);
+}
 
 }  // namespace tandem::cpu

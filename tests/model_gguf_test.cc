@@ -19,7 +19,7 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr uint32_t kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kQ4K = 12, kUnknownType = 77;
+constexpr uint32_t kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kQ3K = 11, kQ4K = 12, kUnknownType = 77;
 
 // A small valid file with every kind of value.
 GgufBuilder Valid() {
@@ -36,6 +36,7 @@ GgufBuilder Valid() {
   file.Tensor("half", {4}, kF16, std::vector<std::byte>(8));
   file.Tensor("quant", {32, 2}, kQ8_0, std::vector<std::byte>(68));
   file.Tensor("k_quant", {256}, kQ4K, std::vector<std::byte>(144));
+  file.Tensor("q3_k", {256}, kQ3K, std::vector<std::byte>(110));
   return file;
 }
 
@@ -100,11 +101,14 @@ TEST(Gguf, ReadsTensors) {
   EXPECT_EQ(file->Tensor("quant")->dtype, DType::kQ8_0);
   EXPECT_EQ(file->Tensor("quant")->shape, (Shape{2, 32}));
   // Listed, but refused when used.
-  ASSERT_NE(file->FindTensor("k_quant"), nullptr);
-  EXPECT_EQ(GgufTensorTypeName(file->FindTensor("k_quant")->type), "Q4_K");
-  const absl::Status k_quant = file->Tensor("k_quant").status();
-  EXPECT_EQ(k_quant.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(Message(k_quant), AllOf(HasSubstr("'k_quant'"), HasSubstr("Q4_K")));
+  const auto k_quant = file->Tensor("k_quant", {256});
+  ASSERT_TRUE(k_quant.ok()) << k_quant.status();
+  EXPECT_EQ(k_quant->dtype, DType::kQ4_K);
+  ASSERT_NE(file->FindTensor("q3_k"), nullptr);
+  EXPECT_EQ(GgufTensorTypeName(file->FindTensor("q3_k")->type), "Q3_K");
+  const absl::Status q3_k = file->Tensor("q3_k").status();
+  EXPECT_EQ(q3_k.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(Message(q3_k), AllOf(HasSubstr("'q3_k'"), HasSubstr("Q3_K")));
 }
 
 TEST(Gguf, ReadsVersion2AndOtherAlignments) {

@@ -102,7 +102,7 @@ absl::Status Validate(const CastArgs& args) {
   TANDEM_RETURN_IF_ERROR(ValidateOutput("out", args.out, 2));
   for (const auto& [name, view] : {std::pair("x", &args.x), std::pair("out", &args.out)}) {
     if (!IsFloat(view->dtype) && !IsBlockQuantized(view->dtype)) {
-      return InvalidArgument(name, ": expected dtype f32, f16, bf16, q8_0 or q4_0, got ",
+      return InvalidArgument(name, ": expected a float or block dtype, got ",
                              std::string(Name(view->dtype)));
     }
   }

@@ -15,7 +15,7 @@ namespace tandem {
 struct EmbeddingArgs {
   static constexpr OpKind kOp = OpKind::kEmbedding;
 
-  TensorView table;  // [V, N]  f32, f16, bf16, q8_0, q4_0
+  TensorView table;  // [V, N]  f32, f16, bf16 or a block format
   TensorView ids;    // [S]     i32
   TensorView out;    // [S, N]  f32, f16, bf16
 };

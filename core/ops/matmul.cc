@@ -23,7 +23,7 @@ absl::Status Validate(const MatMulArgs& args) {
       return InvalidArgument("b: expected rank 2 or ", rank, ", got ", args.b.rank());
     }
     if (!IsFloat(args.b.dtype) && !IsBlockQuantized(args.b.dtype)) {
-      return InvalidArgument("b: expected dtype f32, f16, bf16, q8_0 or q4_0, got ",
+      return InvalidArgument("b: expected a float or block dtype, got ",
                              std::string(Name(args.b.dtype)));
     }
     TANDEM_RETURN_IF_ERROR(CheckSameDevice("b", args.b, "a", args.a));

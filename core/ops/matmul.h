@@ -10,12 +10,12 @@
 // | K    | input features; K = 0 gives act(bias) + beta * addend                  |
 //
 // b holds one row per output feature, as weights do in model files; a [K, N] matrix is passed as
-// its transposed view. A block-quantised b (q8_0, q4_0) has its blocks along K and is multiplied
-// without expanding the whole matrix. For such a b a kernel may round every activation to 8 bits,
-// one f32 step per 32 elements of K (docs/numerics.md), unless float_activations is set. Sums are
-// accumulated in f32 (products of integers within a block exactly). bias, addend and out are
-// converted from and to f32 once. addend may be out itself (C = alpha * A * B + beta * C); out must
-// not overlap a, b or bias. beta = 0 (no addend): out is written without being read.
+// its transposed view. A block-quantised b (q8_0, q4_k, ...) has its blocks along K and is
+// multiplied without expanding the whole matrix. For such a b a kernel may round every activation
+// to 8 bits, one f32 step per 32 elements of K (docs/numerics.md), unless float_activations is set.
+// Sums are accumulated in f32 (products of integers within a block exactly). bias, addend and out
+// are converted from and to f32 once. addend may be out itself (C = alpha * A * B + beta * C); out
+// must not overlap a, b or bias. beta = 0 (no addend): out is written without being read.
 #pragma once
 
 #include <algorithm>
@@ -45,12 +45,12 @@ class PackedWeights {
 struct MatMulArgs {
   static constexpr OpKind kOp = OpKind::kMatMul;
 
-  TensorView a;  // [M, K] or [Z, M, K]    f32, f16, bf16
-  TensorView
-      b;  // [N, K] or [Z|1, N, K]  f32, f16, bf16, q8_0, q4_0; may be absent if b_packed is given
-  TensorView bias;                          // [N]                    optional, f32, f16, bf16
-  TensorView addend;                        // shape of out           optional, f32, f16, bf16
-  TensorView out;                           // [M, N] or [Z, M, N]    f32, f16, bf16; same rank as a
+  TensorView a;       // [M, K] or [Z, M, K]    f32, f16, bf16
+  TensorView b;       // [N, K] or [Z|1, N, K]  f32, f16, bf16 or a block format; may be absent if
+                      // b_packed is given
+  TensorView bias;    // [N]                    optional, f32, f16, bf16
+  TensorView addend;  // shape of out           optional, f32, f16, bf16
+  TensorView out;     // [M, N] or [Z, M, N]    f32, f16, bf16; same rank as a
   const PackedWeights* b_packed = nullptr;  // optional: the same matrix, packed (rank 2)
 
   float alpha = 1.0f;

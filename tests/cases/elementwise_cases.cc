@@ -439,6 +439,29 @@ std::vector<Expectation> CastCase::Expect(const CastArgs& args) const {
 
 std::string CastCase::DTypeLabel() const { return ConversionLabel(x_dtype, out_dtype); }
 
+// Rounded up to whole blocks where the columns are none.
+static std::vector<CastCase> BlockCases(const std::vector<int64_t>& columns) {
+  Pairwise<CastCase>::Settings directions;
+  for (DType block : BlockDTypes()) {
+    directions.push_back([=](CastCase& c) { c.x_dtype = block; });
+    directions.push_back([=](CastCase& c) { c.out_dtype = block; });
+  }
+  std::vector<CastCase> cases =
+      Pairwise<CastCase>()
+          .Field(&CastCase::rows, {1, 5})
+          .Field(&CastCase::columns, columns)
+          .Group(directions)
+          .Field(&CastCase::x_layout, kInputs)
+          .Field(&CastCase::out_layout, kOutputs)
+          .Field(&CastCase::values, {Values::kNormal, Values::kLarge, Values::kSmall,
+                                     Values::kIntegers, Values::kZeros})
+          .Select(6900);
+  for (CastCase& c : cases) {
+    c.columns = WholeBlocks(c.x_dtype, WholeBlocks(c.out_dtype, c.columns));
+  }
+  return cases;
+}
+
 std::vector<CastCase> CastCase::Grid(GridSize size) {
   const bool is_short = size == GridSize::kShort;
   std::vector<CastCase> cases = Pairwise<CastCase>()
@@ -451,22 +474,8 @@ std::vector<CastCase> CastCase::Grid(GridSize size) {
                                     .Field(&CastCase::values, {Values::kNormal, Values::kLarge,
                                                                Values::kSmall, Values::kNonFinite})
                                     .Select(6800);
-  const std::vector<int64_t> block_columns =
-      is_short ? std::vector<int64_t>{64} : std::vector<int64_t>{0, 32, 64, 352, 32768 + 32};
-  Pairwise<CastCase>::Settings directions;
-  for (DType block : {DType::kQ8_0, DType::kQ4_0}) {
-    directions.push_back([=](CastCase& c) { c.x_dtype = block; });
-    directions.push_back([=](CastCase& c) { c.out_dtype = block; });
-  }
-  Append(cases, Pairwise<CastCase>()
-                    .Field(&CastCase::rows, {1, 5})
-                    .Field(&CastCase::columns, block_columns)
-                    .Group(directions)
-                    .Field(&CastCase::x_layout, kInputs)
-                    .Field(&CastCase::out_layout, kOutputs)
-                    .Field(&CastCase::values, {Values::kNormal, Values::kLarge, Values::kSmall,
-                                               Values::kIntegers, Values::kZeros})
-                    .Select(6900));
+  Append(cases, BlockCases(is_short ? std::vector<int64_t>{64}
+                                    : std::vector<int64_t>{0, 32, 64, 352, 32768 + 32}));
   return cases;
 }
 
@@ -476,9 +485,10 @@ CastCase CastCase::Random(Rng& rng) {
   c.x_dtype = rng.Pick(FloatDTypes());
   c.out_dtype = rng.Pick(FloatDTypes());
   if (rng.Chance(0.5)) {
-    c.columns = c.columns / 32 * 32;
+    const DType block = rng.Pick(BlockDTypes());
+    c.columns = WholeBlocks(block, c.columns);
     c.x_dtype = c.out_dtype = DType::kF32;
-    (rng.Chance(0.5) ? c.x_dtype : c.out_dtype) = rng.Chance(0.5) ? DType::kQ8_0 : DType::kQ4_0;
+    (rng.Chance(0.5) ? c.x_dtype : c.out_dtype) = block;
   }
   c.x_layout = RandomLayout(rng);
   c.values = rng.Pick<Values>({Values::kNormal, Values::kLarge, Values::kSmall});

@@ -75,19 +75,22 @@ std::vector<EmbeddingCase> EmbeddingCase::Grid(GridSize size) {
       {.tokens = 1, .table_dtype = DType::kQ8_0, .bad_id = BadId::kTooLarge},
   };
   if (size == GridSize::kFull) cases.push_back({.vocabulary = 300, .tokens = 70, .columns = 1000});
-  const std::vector<DType> tables = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0,
-                                     DType::kQ4_0};
+  std::vector<DType> tables = FloatDTypes();
+  Append(tables, BlockDTypes());
   const auto pairs = [&](const std::vector<DType>& dtypes, const std::vector<int64_t>& columns,
                          uint64_t first_seed) {
-    return Pairwise<EmbeddingCase>()
-        .Field(&EmbeddingCase::tokens, {1, 6})
-        .Field(&EmbeddingCase::columns, columns)
-        .Field(&EmbeddingCase::table_dtype, dtypes)
-        .Field(&EmbeddingCase::out_dtype, FloatDTypes())
-        .Field(&EmbeddingCase::table_layout, kInputs)
-        .Field(&EmbeddingCase::ids_layout, {Layout::kContiguous, Layout::kSpread})
-        .Field(&EmbeddingCase::out_layout, kOutputs)
-        .Select(first_seed);
+    std::vector<EmbeddingCase> selected =
+        Pairwise<EmbeddingCase>()
+            .Field(&EmbeddingCase::tokens, {1, 6})
+            .Field(&EmbeddingCase::columns, columns)
+            .Field(&EmbeddingCase::table_dtype, dtypes)
+            .Field(&EmbeddingCase::out_dtype, FloatDTypes())
+            .Field(&EmbeddingCase::table_layout, kInputs)
+            .Field(&EmbeddingCase::ids_layout, {Layout::kContiguous, Layout::kSpread})
+            .Field(&EmbeddingCase::out_layout, kOutputs)
+            .Select(first_seed);
+    for (EmbeddingCase& c : selected) c.columns = WholeBlocks(c.table_dtype, c.columns);
+    return selected;
   };
   Append(cases, pairs(tables, {32, 96}, 8000));
   if (size == GridSize::kFull) Append(cases, pairs(FloatDTypes(), {1, 17, 100}, 8100));
@@ -98,9 +101,8 @@ EmbeddingCase EmbeddingCase::Random(Rng& rng) {
   EmbeddingCase c;
   c.vocabulary = rng.Integer(1, 100);
   c.tokens = rng.Integer(0, 50);
-  c.columns = 32 * rng.Integer(0, 40);
-  c.table_dtype =
-      rng.Pick<DType>({DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0});
+  c.table_dtype = rng.Pick(rng.Chance(0.4) ? FloatDTypes() : BlockDTypes());
+  c.columns = WholeBlocks(c.table_dtype, 32 * rng.Integer(0, 40));
   c.out_dtype = rng.Pick(FloatDTypes());
   c.table_layout = RandomLayout(rng);
   c.seed = rng.Integer(1, 1'000'000);

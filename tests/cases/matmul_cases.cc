@@ -12,7 +12,8 @@ namespace {
 using Case = MatMulCase;
 
 constexpr DType kF32 = DType::kF32, kF16 = DType::kF16, kBF16 = DType::kBF16;
-constexpr DType kQ8_0 = DType::kQ8_0, kQ4_0 = DType::kQ4_0;
+constexpr DType kQ8_0 = DType::kQ8_0, kQ4_0 = DType::kQ4_0, kTQ2_0 = DType::kTQ2_0;
+constexpr DType kQ4_K = DType::kQ4_K, kQ5_K = DType::kQ5_K, kQ6_K = DType::kQ6_K;
 
 // Any order of summation is off by a few roundings of the terms' magnitudes.
 constexpr double kSumFloor = 0x1p-22;
@@ -75,13 +76,14 @@ std::vector<Case> Consistent(std::vector<Case> cases) {
 }
 
 const std::vector<std::array<DType, 3>> kUsualDTypes = {
-    {kF32, kF32, kF32},    {kF32, kF16, kF32},    {kF32, kBF16, kF32}, {kF16, kF16, kF16},
-    {kBF16, kBF16, kBF16}, {kBF16, kBF16, kF32},  {kF32, kQ8_0, kF32}, {kF32, kQ4_0, kF32},
-    {kF16, kQ8_0, kF16},   {kBF16, kQ4_0, kBF16},
+    {kF32, kF32, kF32},    {kF32, kF16, kF32},    {kF32, kBF16, kF32},   {kF16, kF16, kF16},
+    {kBF16, kBF16, kBF16}, {kBF16, kBF16, kF32},  {kF32, kQ8_0, kF32},   {kF32, kQ4_0, kF32},
+    {kF16, kQ8_0, kF16},   {kBF16, kQ4_0, kBF16}, {kF32, kQ4_K, kF32},   {kF32, kQ5_K, kF32},
+    {kF32, kQ6_K, kF32},   {kF32, kTQ2_0, kF32},  {kBF16, kQ4_K, kBF16},
 };
 const std::vector<std::array<DType, 3>> kMixedDTypes = {
-    {kF32, kF32, kF32}, {kF16, kF32, kBF16}, {kBF16, kF16, kF32}, {kF32, kBF16, kF16},
-    {kF16, kF16, kF16}, {kF16, kQ4_0, kF32}, {kF32, kQ8_0, kBF16}};
+    {kF32, kF32, kF32}, {kF16, kF32, kBF16}, {kBF16, kF16, kF32},  {kF32, kBF16, kF16},
+    {kF16, kF16, kF16}, {kF16, kQ4_0, kF32}, {kF32, kQ8_0, kBF16}, {kF16, kQ6_K, kF32}};
 
 // Quantised weights, packed: the integer products. Every number of rows that a strip can have,
 // whole and partial panels (32 features) and units (64 to 256 elements of K).
@@ -169,6 +171,10 @@ std::vector<Case> NamedCases() {
       {.n = 259, .k = 1001, .b_dtype = kBF16, .bias = true, .seed = 3},
       {.n = 257, .k = 1024, .b_dtype = kQ8_0, .addend = Addend::kInPlace, .seed = 4},
       {.n = 255, .k = 992, .b_dtype = kQ4_0, .seed = 5},
+      {.n = 193, .k = 768, .b_dtype = kQ4_K, .addend = Addend::kInPlace, .seed = 13},
+      {.n = 131, .k = 1280, .b_dtype = kQ5_K, .seed = 14},
+      {.n = 97, .k = 256, .b_dtype = kQ6_K, .bias = true, .seed = 15},
+      {.n = 66, .k = 2304, .b_dtype = kTQ2_0, .seed = 16},
       // long sums: f16 accumulation would show
       {.n = 8, .k = 16384, .b_dtype = kF16, .seed = 6},
       {.m = 4,
@@ -317,7 +323,9 @@ Case Case::Random(Rng& rng) {
   c.b_broadcast = c.batch > 0 && rng.Chance(0.2);
   c.b_is_matrix = c.batch > 0 && rng.Chance(0.3);
   c.a_dtype = rng.Pick(kFloats);
-  c.b_dtype = rng.Chance(0.4) ? c.a_dtype : rng.Pick<DType>({kF32, kF16, kBF16, kQ8_0, kQ4_0});
+  c.b_dtype = rng.Chance(0.4)
+                  ? c.a_dtype
+                  : rng.Pick<DType>({kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_K, kQ5_K, kQ6_K, kTQ2_0});
   c.out_dtype = rng.Chance(0.5) ? c.a_dtype : rng.Pick(kFloats);
   c.extra_dtype = rng.Pick(kFloats);
   c.bias = rng.Chance(0.4);

@@ -59,6 +59,18 @@ inline const std::vector<DType>& FloatDTypes() {
   return dtypes;
 }
 
+inline const std::vector<DType>& BlockDTypes() {
+  static const std::vector<DType> dtypes = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_K,
+                                            DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0};
+  return dtypes;
+}
+
+// `columns` as whole blocks of a dtype.
+inline int64_t WholeBlocks(DType dtype, int64_t columns) {
+  const int64_t length = BlockLength(dtype);
+  return (columns + length - 1) / length * length;
+}
+
 // "f32", or "f16 -> f32"
 inline std::string ConversionLabel(DType from, DType to) {
   std::string label(Name(from));

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tests/reference/super_blocks.h"
+
 namespace tandem::reference {
 namespace {
 
@@ -20,8 +22,15 @@ int Precision(DType dtype) {
       return 8;
     case DType::kQ8_0:
       return 7;
+    case DType::kQ6_K:
+      return 5;
+    case DType::kQ5_K:
+      return 4;
     case DType::kQ4_0:
+    case DType::kQ4_K:
       return 3;
+    case DType::kTQ2_0:
+      return 1;
     default:
       return 64;
   }
@@ -30,6 +39,7 @@ int Precision(DType dtype) {
 int MinExponent(DType dtype) { return dtype == DType::kF16 ? -14 : -126; }
 
 void WriteBlock(void* data, DType dtype, const std::vector<double>& values) {
+  if (BlockLength(dtype) == 256) return WriteSuperBlock(dtype, values, data);
   double largest = 0.0;
   for (double v : values) largest = std::max(largest, std::fabs(v));
   if (dtype == DType::kQ8_0) {
@@ -77,6 +87,10 @@ void WriteAt(const TensorView& view, int64_t offset, double value) {
       break;
     case DType::kQ8_0:
     case DType::kQ4_0:
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+    case DType::kQ6_K:
+    case DType::kTQ2_0:
       break;  // written by blocks
   }
 }
@@ -124,6 +138,14 @@ double ReadAt(const TensorView& view, int64_t offset) {
       const int i = static_cast<int>(offset % BlockQ4_0::kLength);
       const int nibble = i < 16 ? block.q[i] & 15 : block.q[i - 16] >> 4;
       return static_cast<double>(ToFloat(block.d)) * (nibble - 8);
+    }
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+    case DType::kQ6_K:
+    case DType::kTQ2_0: {
+      const int64_t block = offset / 256;
+      const auto* data = static_cast<const char*>(view.data) + block * BlockBytes(view.dtype);
+      return ReadSuperBlock(view.dtype, data, static_cast<int>(offset % 256));
     }
   }
   return std::numeric_limits<double>::quiet_NaN();

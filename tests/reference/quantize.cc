@@ -52,8 +52,10 @@ std::vector<std::byte> QuantizedBytes(const TensorView& x, DType format) {
     if (static_cast<int>(block.size()) < BlockLength(format)) return;
     if (format == DType::kQ8_0) {
       AppendQ8_0(bytes, block);
-    } else {
+    } else if (format == DType::kQ4_0) {
       AppendQ4_0(bytes, block);
+    } else {
+      AppendSuperBlock(bytes, block, format);
     }
     block.clear();
   });

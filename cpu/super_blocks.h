@@ -1,0 +1,355 @@
+// GGUF's formats of 256 elements (q4_k, q5_k, q6_k, tq2_0), one block at a time: the reference
+// quantisers and one element's inverse. Layouts: core/dtype.h.
+//
+// The quantisers are those of ggml (quantize_row_*_ref), restated: f32 throughout, sums in order of
+// the elements, no fused multiply-adds. So restated, their bytes are ggml's.
+//
+// Inverses are exact but for one rounding to f32: d * scale * q and dmin * min have at most 24
+// significant bits.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace tandem::cpu {
+
+// The integer nearest to x, ties to even, for |x| < 2^22; something harmless elsewhere.
+inline int NearestInteger(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x + 12582912.0f);  // 1.5 * 2^23
+  return static_cast<int>(bits & 0x7FFFFFu) - 0x400000;
+}
+
+// ---- q4_k and q5_k: 8 sub-blocks of 32, x = scale * q - min
+
+// What distinguishes the two: the largest q, and the roundings that are tried: those of
+// (kMaxQuant + kFirstTrial + 0.1 i) / (max - low) for i = 0 .. kTrials, with low the best minimum
+// so far.
+template <typename Block>
+struct ScaleMinTraits;
+template <>
+struct ScaleMinTraits<BlockQ4_K> {
+  static constexpr int kMaxQuant = 15;
+  static constexpr float kFirstTrial = -1.0f;
+  static constexpr int kTrials = 20;
+};
+template <>
+struct ScaleMinTraits<BlockQ5_K> {
+  static constexpr int kMaxQuant = 31;
+  static constexpr float kFirstTrial = -0.5f;
+  static constexpr int kTrials = 15;
+};
+
+inline constexpr int kSubBlocks = 8;
+inline constexpr int kSubBlock = 32;
+
+// The 6-bit scale and minimum of sub-block s.
+struct PackedScaleMin {
+  int scale, min;
+};
+inline PackedScaleMin UnpackScaleMin(const uint8_t (&scales)[12], int s) {
+  if (s < 4) return {scales[s] & 63, scales[s + 4] & 63};
+  return {(scales[s + 4] & 15) | (scales[s - 4] >> 6 << 4),
+          (scales[s + 4] >> 4) | (scales[s] >> 6 << 4)};
+}
+
+// A sub-block's fit before its scale and minimum are quantised: x ~ scale * q - min, where q is
+// NearestInteger(inverse * (x - low)), clamped.
+struct ScaleMinFit {
+  float scale, min;
+  float inverse, low;
+};
+
+template <typename Block>
+ScaleMinFit FitScaleMin(const float* x) {
+  using Traits = ScaleMinTraits<Block>;
+  constexpr int kMax = Traits::kMaxQuant;
+  float squares = 0.0f;
+  for (int i = 0; i < kSubBlock; ++i) squares += x[i] * x[i];
+  const float rms = std::sqrt(squares / kSubBlock);
+  float weight[kSubBlock];
+  float low = x[0], high = x[0], sum_w = 0.0f, sum_x = 0.0f;
+  for (int i = 0; i < kSubBlock; ++i) {
+    weight[i] = rms + std::fabs(x[i]);
+    if (x[i] < low) low = x[i];
+    if (x[i] > high) high = x[i];
+    sum_w += weight[i];
+    sum_x += weight[i] * x[i];
+  }
+  if (low > 0.0f) low = 0.0f;
+  if (high == low) return {0.0f, -low, 0.0f, low};
+  const auto quant = [&](float inverse, int i) {
+    return static_cast<float>(std::clamp(NearestInteger(inverse * (x[i] - low)), 0, kMax));
+  };
+  const auto error = [&](float scale, float min, float inverse) {
+    float sum = 0.0f;
+    for (int i = 0; i < kSubBlock; ++i) {
+      const float difference = scale * quant(inverse, i) + min - x[i];
+      sum += weight[i] * (difference * difference);
+    }
+    return sum;
+  };
+  ScaleMinFit best{0.0f, -low, kMax / (high - low), low};
+  best.scale = 1.0f / best.inverse;
+  float best_error = error(best.scale, low, best.inverse);
+  for (int trial = 0; trial <= Traits::kTrials; ++trial) {
+    const float inverse =
+        (Traits::kFirstTrial + 0.1f * static_cast<float>(trial) + kMax) / (high - low);
+    float sum_q = 0.0f, sum_qq = 0.0f, sum_xq = 0.0f;
+    for (int i = 0; i < kSubBlock; ++i) {
+      const float q = quant(inverse, i);
+      const float wq = weight[i] * q;
+      sum_q += wq;
+      sum_qq += wq * q;
+      sum_xq += wq * x[i];
+    }
+    const float determinant = sum_w * sum_qq - sum_q * sum_q;
+    if (!(determinant > 0.0f)) continue;
+    float scale = (sum_w * sum_xq - sum_x * sum_q) / determinant;
+    float min = (sum_qq * sum_x - sum_q * sum_xq) / determinant;
+    if (min > 0.0f) {
+      min = 0.0f;
+      scale = sum_xq / sum_qq;
+    }
+    const float trial_error = error(scale, min, inverse);
+    if (trial_error < best_error) {
+      best = {scale, -min, inverse, low};
+      best_error = trial_error;
+      low = min;
+    }
+  }
+  return best;
+}
+
+inline void PackQuants(const uint8_t* q, BlockQ4_K& block) {
+  for (int i = 0; i < BlockQ4_K::kLength / 2; ++i) {
+    const uint8_t* pair = q + i / kSubBlock * 2 * kSubBlock + i % kSubBlock;
+    block.q[i] = static_cast<uint8_t>(pair[0] | pair[kSubBlock] << 4);
+  }
+}
+
+inline void PackQuants(const uint8_t* q, BlockQ5_K& block) {
+  for (int i = 0; i < BlockQ5_K::kLength / 2; ++i) {
+    const uint8_t* pair = q + i / kSubBlock * 2 * kSubBlock + i % kSubBlock;
+    block.q[i] = static_cast<uint8_t>((pair[0] & 15) | (pair[kSubBlock] & 15) << 4);
+  }
+  for (int i = 0; i < kSubBlock; ++i) {
+    int bits = 0;
+    for (int s = 0; s < kSubBlocks; ++s) bits |= q[s * kSubBlock + i] >> 4 << s;
+    block.high[i] = static_cast<uint8_t>(bits);
+  }
+}
+
+// Quantises the fitted scales and minima, and gives each sub-block's d * scale and dmin * min.
+template <typename Block>
+void PackScaleMins(const ScaleMinFit (&fits)[kSubBlocks], Block& block, float (&scale)[kSubBlocks],
+                   float (&min)[kSubBlocks]) {
+  float max_scale = 0.0f, max_min = 0.0f;
+  for (const ScaleMinFit& fit : fits) {
+    if (fit.scale > max_scale) max_scale = fit.scale;
+    if (fit.min > max_min) max_min = fit.min;
+  }
+  const float inverse_scale = max_scale > 0.0f ? 63.0f / max_scale : 0.0f;
+  const float inverse_min = max_min > 0.0f ? 63.0f / max_min : 0.0f;
+  block.d = ToF16(max_scale / 63.0f);
+  block.dmin = ToF16(max_min / 63.0f);
+  // Negative scales (a fit may have one) wrap around to something above 63.
+  const auto six_bits = [](float x) { return std::min<int>(63, NearestInteger(x) & 255); };
+  int packed_scale[kSubBlocks], packed_min[kSubBlocks];
+  for (int s = 0; s < kSubBlocks; ++s) {
+    packed_scale[s] = six_bits(inverse_scale * fits[s].scale);
+    packed_min[s] = six_bits(inverse_min * fits[s].min);
+  }
+  for (int s = 0; s < 4; ++s) {
+    block.scales[s] = static_cast<uint8_t>(packed_scale[s] | packed_scale[s + 4] >> 4 << 6);
+    block.scales[s + 4] = static_cast<uint8_t>(packed_min[s] | packed_min[s + 4] >> 4 << 6);
+    block.scales[s + 8] =
+        static_cast<uint8_t>((packed_scale[s + 4] & 15) | (packed_min[s + 4] & 15) << 4);
+  }
+  for (int s = 0; s < kSubBlocks; ++s) {
+    scale[s] = ToFloat(block.d) * static_cast<float>(packed_scale[s]);
+    min[s] = ToFloat(block.dmin) * static_cast<float>(packed_min[s]);
+  }
+}
+
+template <typename Block>
+void QuantizeScaleMinBlock(const float* x, Block& block) {
+  constexpr int kMax = ScaleMinTraits<Block>::kMaxQuant;
+  ScaleMinFit fits[kSubBlocks];
+  for (int s = 0; s < kSubBlocks; ++s) fits[s] = FitScaleMin<Block>(x + s * kSubBlock);
+  float scale[kSubBlocks], min[kSubBlocks];
+  PackScaleMins(fits, block, scale, min);
+  uint8_t q[Block::kLength];
+  for (int i = 0; i < Block::kLength; ++i) {
+    const int s = i / kSubBlock;
+    // A scale of zero leaves the quants of the fit, which then mean nothing.
+    const float level =
+        scale[s] != 0.0f ? (x[i] + min[s]) / scale[s] : fits[s].inverse * (x[i] - fits[s].low);
+    q[i] = static_cast<uint8_t>(std::clamp(NearestInteger(level), 0, kMax));
+  }
+  PackQuants(q, block);
+}
+
+inline void QuantizeBlock(const float* x, BlockQ4_K& block) { QuantizeScaleMinBlock(x, block); }
+inline void QuantizeBlock(const float* x, BlockQ5_K& block) { QuantizeScaleMinBlock(x, block); }
+
+inline float BlockElement(const BlockQ4_K& block, int i) {
+  const PackedScaleMin s = UnpackScaleMin(block.scales, i / kSubBlock);
+  const int q = block.q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
+  return ToFloat(block.d) * static_cast<float>(s.scale * q) -
+         ToFloat(block.dmin) * static_cast<float>(s.min);
+}
+
+inline float BlockElement(const BlockQ5_K& block, int i) {
+  const PackedScaleMin s = UnpackScaleMin(block.scales, i / kSubBlock);
+  const int low = block.q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
+  const int q = low | (block.high[i % 32] >> (i / 32) & 1) << 4;
+  return ToFloat(block.d) * static_cast<float>(s.scale * q) -
+         ToFloat(block.dmin) * static_cast<float>(s.min);
+}
+
+// ---- q6_k: 16 sub-blocks of 16, x = scale * (q - 32)
+
+inline constexpr int kQ6SubBlocks = 16;
+inline constexpr int kQ6SubBlock = 16;
+// ggml's: below it, what is to be quantised counts as zero.
+inline constexpr float kZeroBelow = 1e-15f;
+
+// A sub-block's fit: x ~ scale * q, where q = NearestInteger(inverse * x), clamped to -32 .. 31.
+struct ScaleFit {
+  float scale, inverse;
+};
+
+// The roundings that are tried: those of -(32 + 0.1 i) / extreme for i = 0 and -9 .. 9, in this
+// order.
+inline ScaleFit FitScale(const float* x) {
+  float largest = 0.0f, extreme = 0.0f;
+  for (int i = 0; i < kQ6SubBlock; ++i) {
+    if (std::fabs(x[i]) > largest) {
+      largest = std::fabs(x[i]);
+      extreme = x[i];
+    }
+  }
+  if (largest < kZeroBelow) return {0.0f, 0.0f};
+  struct Sums {
+    float xq = 0.0f, qq = 0.0f;
+  };
+  const auto sums = [&](float inverse) {
+    Sums sum;
+    for (int i = 0; i < kQ6SubBlock; ++i) {
+      const auto q = static_cast<float>(std::clamp(NearestInteger(inverse * x[i]), -32, 31));
+      const float weight = x[i] * x[i];
+      sum.xq += weight * x[i] * q;
+      sum.qq += weight * q * q;
+    }
+    return sum;
+  };
+  ScaleFit fit{0.0f, -32.0f / extreme};
+  Sums sum = sums(fit.inverse);
+  if (sum.qq != 0.0f) fit.scale = sum.xq / sum.qq;
+  float best = fit.scale * sum.xq;
+  for (int trial = -9; trial <= 9; ++trial) {
+    if (trial == 0) continue;
+    const float inverse = -(32.0f + 0.1f * static_cast<float>(trial)) / extreme;
+    sum = sums(inverse);
+    if (sum.qq > 0.0f && sum.xq * sum.xq > best * sum.qq) {
+      fit = {sum.xq / sum.qq, inverse};
+      best = fit.scale * sum.xq;
+    }
+  }
+  return fit;
+}
+
+inline void PackQuants(const uint8_t* q, BlockQ6_K& block) {
+  for (int h = 0; h < 2; ++h) {
+    for (int i = 0; i < 64; ++i) {
+      const uint8_t* pair = q + 128 * h + i;
+      block.low[64 * h + i] = static_cast<uint8_t>((pair[0] & 15) | (pair[64] & 15) << 4);
+    }
+    for (int i = 0; i < 32; ++i) {
+      const uint8_t* four = q + 128 * h + i;
+      block.high[32 * h + i] = static_cast<uint8_t>(four[0] >> 4 | four[32] >> 4 << 2 |
+                                                    four[64] >> 4 << 4 | four[96] >> 4 << 6);
+    }
+  }
+}
+
+// Quantises the fitted scales and gives each sub-block's d * scale. False: the block is all zero
+// bytes, and complete.
+inline bool PackScales(const ScaleFit (&fits)[kQ6SubBlocks], BlockQ6_K& block,
+                       float (&scale)[kQ6SubBlocks]) {
+  float largest = 0.0f, extreme = 0.0f;
+  for (const ScaleFit& fit : fits) {
+    if (std::fabs(fit.scale) > largest) {
+      largest = std::fabs(fit.scale);
+      extreme = fit.scale;
+    }
+  }
+  if (largest < kZeroBelow) {
+    block = {};
+    return false;
+  }
+  const float inverse = -128.0f / extreme;
+  block.d = ToF16(1.0f / inverse);
+  for (int s = 0; s < kQ6SubBlocks; ++s) {
+    block.scales[s] = static_cast<int8_t>(std::min(127, NearestInteger(inverse * fits[s].scale)));
+    scale[s] = ToFloat(block.d) * static_cast<float>(block.scales[s]);
+  }
+  return true;
+}
+
+inline void QuantizeBlock(const float* x, BlockQ6_K& block) {
+  ScaleFit fits[kQ6SubBlocks];
+  for (int s = 0; s < kQ6SubBlocks; ++s) fits[s] = FitScale(x + s * kQ6SubBlock);
+  float scale[kQ6SubBlocks];
+  if (!PackScales(fits, block, scale)) return;
+  uint8_t q[BlockQ6_K::kLength];
+  for (int i = 0; i < BlockQ6_K::kLength; ++i) {
+    const int s = i / kQ6SubBlock;
+    if (fits[s].inverse == 0.0f && scale[s] == 0.0f) {
+      q[i] = 0;  // a sub-block of zeros; with a scale of zero its quants mean nothing
+      continue;
+    }
+    const float level = scale[s] != 0.0f ? x[i] / scale[s] : fits[s].inverse * x[i];
+    q[i] = static_cast<uint8_t>(std::clamp(NearestInteger(level), -32, 31) + 32);
+  }
+  PackQuants(q, block);
+}
+
+inline float BlockElement(const BlockQ6_K& block, int i) {
+  const int h = i / 128, r = i % 128;
+  const int low = block.low[64 * h + r % 64] >> (r / 64 * 4) & 15;
+  const int high = block.high[32 * h + r % 32] >> (r / 32 * 2) & 3;
+  const int q = (low | high << 4) - 32;
+  const float scale = ToFloat(block.d) * static_cast<float>(block.scales[i / kQ6SubBlock]);
+  return scale * static_cast<float>(q);
+}
+
+// ---- tq2_0
+
+inline void QuantizeBlock(const float* x, BlockTQ2_0& block) {
+  float largest = 0.0f;
+  for (int i = 0; i < BlockTQ2_0::kLength; ++i) largest = std::max(largest, std::fabs(x[i]));
+  const float inverse = largest != 0.0f ? 1.0f / largest : 0.0f;
+  block.d = ToF16(largest);
+  for (int i = 0; i < BlockTQ2_0::kLength / 4; ++i) {
+    int bits = 0;
+    for (int part = 0; part < 4; ++part) {
+      const float v = x[i / 32 * 128 + part * 32 + i % 32] * inverse;
+      // Rounded half away from zero; NaN counts as 0.
+      const int q = v >= 0.5f ? 2 : (v <= -0.5f ? 0 : 1);
+      bits |= q << (2 * part);
+    }
+    block.q[i] = static_cast<uint8_t>(bits);
+  }
+}
+
+inline float BlockElement(const BlockTQ2_0& block, int i) {
+  const int q = block.q[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+  return ToFloat(block.d) * static_cast<float>(q - 1);
+}
+
+}  // namespace tandem::cpu
