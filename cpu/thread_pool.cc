@@ -1,8 +1,13 @@
 // Workers sleep on a generation counter. A loop publishes its task, opens a gate and bumps the
-// counter; whoever comes while the gate is open joins, and every thread, the caller included, takes
-// task numbers from one atomic until they run out. The caller then closes the gate and waits for
-// those who joined. A worker that wakes late, because the machine is busy, finds the gate closed:
-// nobody waits for a thread that has not begun.
+// counter; whoever comes while the gate is open joins. The tasks are cut into one range of
+// neighbours per thread. Each thread, the caller included, takes tasks from the front of its own
+// range and, when that is empty, the upper half of another's, until all are empty. The caller then
+// closes the gate and waits for those who joined. A worker that wakes late, because the machine is
+// busy, finds its range taken and the gate closed: nobody waits for a thread that has not begun.
+//
+// Ranges, because neighbouring tasks read neighbouring memory: a thread that walks on through it
+// keeps its prefetches. With task numbers from one counter two threads alternated between strips of
+// a weight matrix (140 KiB of q8_0) and read 59 GB/s where they read 85 GB/s in two long runs.
 //
 // Workers spin for a short while before they sleep: a decoder layer issues a loop every ~50 us, and
 // a futex wake-up costs about as much. The spin is bounded in time so that an idle process uses no
@@ -11,8 +16,10 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
+#include <vector>
 
 namespace tandem::cpu {
 namespace {
@@ -57,7 +64,11 @@ struct ThreadPool::Shared {
   // that have joined.
   const Task* task = nullptr;
   int64_t tasks = 0;
-  alignas(64) std::atomic<int64_t> next{0};
+  int64_t tasks_per_unit = 1;  // ranges count units, so that two of their ends fit in 64 bits
+  struct alignas(64) Range {
+    std::atomic<uint64_t> ends{0};  // first unit, and one past the last << 32
+  };
+  std::vector<Range> ranges;
   alignas(64) std::atomic<uint32_t> generation{0};
   // Number of workers inside, and whether more may join.
   static constexpr uint32_t kOpen = 1u << 31;
@@ -77,16 +88,68 @@ struct ThreadPool::Shared {
     if (gate.fetch_sub(1, std::memory_order_acq_rel) == 1) gate.notify_one();
   }
 
-  void Run(int worker) {
-    for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < tasks;
-         i = next.fetch_add(1, std::memory_order_relaxed)) {
-      (*task)(i, worker);
+  static uint64_t Pack(uint64_t begin, uint64_t end) { return begin | end << 32; }
+  static uint64_t Begin(uint64_t ends) { return ends & 0xFFFFFFFFu; }
+  static uint64_t End(uint64_t ends) { return ends >> 32; }
+
+  // Cuts `count` tasks into one range per worker.
+  void Cut(int64_t count) {
+    constexpr int64_t kMaxUnits = 1 << 20;
+    tasks = count;
+    tasks_per_unit = (count + kMaxUnits - 1) / kMaxUnits;
+    const auto units = static_cast<uint64_t>((count + tasks_per_unit - 1) / tasks_per_unit);
+    const uint64_t workers = ranges.size();
+    for (uint64_t w = 0; w < workers; ++w) {
+      ranges[w].ends.store(Pack(units * w / workers, units * (w + 1) / workers),
+                           std::memory_order_relaxed);
     }
+  }
+
+  // The next unit of a worker's own range, or -1.
+  int64_t TakeOwn(int worker) {
+    std::atomic<uint64_t>& own = ranges[static_cast<size_t>(worker)].ends;
+    uint64_t ends = own.load(std::memory_order_relaxed);
+    while (Begin(ends) < End(ends)) {
+      if (own.compare_exchange_weak(ends, Pack(Begin(ends) + 1, End(ends)),
+                                    std::memory_order_relaxed)) {
+        return static_cast<int64_t>(Begin(ends));
+      }
+    }
+    return -1;
+  }
+
+  // Makes the upper half of some other range this worker's own. False if all are empty (what
+  // another thief is just taking, it will run).
+  bool Steal(int worker) {
+    for (size_t i = 1; i < ranges.size(); ++i) {
+      std::atomic<uint64_t>& other = ranges[(static_cast<size_t>(worker) + i) % ranges.size()].ends;
+      uint64_t ends = other.load(std::memory_order_relaxed);
+      while (Begin(ends) < End(ends)) {
+        const uint64_t middle = (Begin(ends) + End(ends)) / 2;
+        if (other.compare_exchange_weak(ends, Pack(Begin(ends), middle),
+                                        std::memory_order_relaxed)) {
+          ranges[static_cast<size_t>(worker)].ends.store(Pack(middle, End(ends)),
+                                                         std::memory_order_relaxed);
+          return true;
+        }
+      }
+    }
+    return false;
+  }
+
+  void Run(int worker) {
+    do {
+      for (int64_t unit = TakeOwn(worker); unit >= 0; unit = TakeOwn(worker)) {
+        const int64_t end = std::min(tasks, (unit + 1) * tasks_per_unit);
+        for (int64_t i = unit * tasks_per_unit; i < end; ++i) (*task)(i, worker);
+      }
+    } while (Steal(worker));
   }
 };
 
 ThreadPool::ThreadPool(int threads, bool pin)
     : size_(threads < 1 ? 1 : threads), shared_(std::make_unique<Shared>()) {
+  shared_->ranges = std::vector<Shared::Range>(static_cast<size_t>(size_));
   threads_.reserve(static_cast<size_t>(size_ - 1));
   for (int worker = 1; worker < size_; ++worker) {
     threads_.emplace_back([this, worker, pin] {
@@ -127,8 +190,7 @@ void ThreadPool::ParallelFor(int64_t tasks, Task fn, int64_t bytes) {
   }
   Shared& s = *shared_;
   s.task = &fn;
-  s.tasks = tasks;
-  s.next.store(0, std::memory_order_relaxed);
+  s.Cut(tasks);
   s.gate.store(Shared::kOpen, std::memory_order_release);
   s.generation.fetch_add(1, std::memory_order_release);
   s.generation.notify_all();

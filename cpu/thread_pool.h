@@ -30,11 +30,11 @@ class ThreadPool {
 
   int size() const { return size_; }
 
-  // Runs fn for every task and returns when all are done. Tasks are handed out in order, one at a
-  // time; allocates nothing. One caller at a time (streams are not shared between threads); fn must
-  // not call ParallelFor on the same pool.
-  // bytes: memory that the whole loop touches, if the caller knows it. A loop over less than
-  // kMinParallelBytes runs on the calling thread: sharing it would take longer than doing it.
+  // Runs fn for every task and returns when all are done. Each thread begins with a range of
+  // neighbouring tasks, in order, and helps the others when it is through; allocates nothing. One
+  // caller at a time (streams are not shared between threads); fn must not call ParallelFor on the
+  // same pool. bytes: memory that the whole loop touches, if the caller knows it. A loop over less
+  // than kMinParallelBytes runs on the calling thread: sharing it would take longer than doing it.
   void ParallelFor(int64_t tasks, Task fn, int64_t bytes = INT64_MAX);
 
   // About what one core reads from memory in the time that handing work to another and waiting for

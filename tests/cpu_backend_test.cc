@@ -1,6 +1,7 @@
 // Thread pool, instruction-set choice, backend and measurement.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <thread>
@@ -50,6 +51,32 @@ TEST(ThreadPool, AWorkerIsNeverInTwoTasksAtOnce) {
     inside[static_cast<size_t>(worker)].fetch_sub(1);
   });
   EXPECT_FALSE(clash);
+}
+
+// A thread that is stuck in one task keeps nobody from the rest of its range.
+TEST(ThreadPool, ThreadsHelpTheOneThatIsBehind) {
+  for (int threads : {2, 4}) {
+    ThreadPool pool(threads);
+    for (int64_t stuck : {0, 50, 99}) {
+      std::atomic<int64_t> others{0};
+      pool.ParallelFor(100, [&](int64_t task, int) {
+        if (task != stuck) {
+          others.fetch_add(1);
+        } else {
+          while (others.load() < 99) std::this_thread::yield();
+        }
+      });
+      EXPECT_EQ(others.load(), 99);
+    }
+  }
+}
+
+TEST(ThreadPool, MillionsOfTasksRunOnceEach) {
+  ThreadPool pool(3);
+  constexpr int64_t kTasks = 2'500'003;
+  std::vector<uint8_t> runs(kTasks, 0);
+  pool.ParallelFor(kTasks, [&](int64_t task, int) { ++runs[static_cast<size_t>(task)]; });
+  EXPECT_EQ(std::count(runs.begin(), runs.end(), 1), kTasks);
 }
 
 TEST(ThreadPool, SmallLoopsStayOnTheCallingThread) {
