@@ -1,10 +1,12 @@
-// Attention mask creation.
+// Attention mask creation and extension.
 //
-// simd: a row is at most three runs of one value: hidden, visible, hidden. Whole vectors inside a
-// run are stored as they are; only the (at most two) vectors that a boundary crosses are blended.
-// Packed rows are runs of whole words with two words patched. Rows are independent tasks. Outputs
-// too large to stay in the last cache are written with non-temporal stores, which spare reading
-// every line before it is overwritten. Memory: each output byte is written once, nothing is read.
+// simd: each row is filled in whole cache lines from a table of its three runs (mask_rows-inl.h);
+// nothing is decided per element. Packed rows are runs of whole words, of which the two at the ends
+// of the visible range are then set one by one; short ones are computed word by word. Extension
+// fills the at most two ranges in which a row differs, and its new cells. Rows of all sequences are
+// independent tasks. Outputs too large to stay in the last cache are written with non-temporal
+// stores, which spare reading every line before it is overwritten. Memory: each output byte is
+// written once, nothing is read but the table in the first-level cache.
 //
 // reference: asks the rule for every element.
 #include "core/ops/mask.h"
@@ -19,10 +21,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
 #include "cpu/kernels.h"
+#include "cpu/mask_values.h"
 #include "cpu/row_tasks.h"
 #include "cpu/stream.h"
 #include "cpu/strided.h"
-#include "hwy/cache_control.h"
 
 #ifndef TANDEM_CPU_MASK_RUNS  // this file is compiled once per target
 #define TANDEM_CPU_MASK_RUNS
@@ -50,32 +52,92 @@ int64_t ReadLastCacheBytes() {
   return bytes;
 }
 
-// From this output size on, non-temporal stores are faster: measured between one and two times the
-// last cache.
-int64_t StreamingThreshold() {
-  static const int64_t threshold = ReadLastCacheBytes() / 2 * 3;
-  return threshold;
+// Measured on the machine of docs/results/masks.md. Up to the second-level cache plain stores are
+// best. What is larger than the last cache leaves it before it is read again: there plain stores
+// fall from 105 to 57 GB/s and less, non-temporal ones make 45 to 60 at any size.
+Stores StoresFor(int64_t bytes) {
+  constexpr int64_t kCoreCache = int64_t{1} << 20;
+  static const int64_t last_cache = ReadLastCacheBytes();
+  if (bytes >= last_cache) return Stores::kStreaming;
+  return bytes >= kCoreCache ? Stores::kPrefetched : Stores::kPlain;
 }
 
-// The two values of a mask as bit patterns of its element type.
-template <typename Bits>
-struct MaskValues {
-  Bits hidden;
-  Bits visible;
+// Rows that a call writes, of all its sequences.
+struct MaskWork {
+  explicit MaskWork(const MaskArgs& args)
+      : rows(args.num_rows()),
+        row_stride(args.out.stride(-2)),
+        batch_stride(args.out.rank() == 4 ? args.out.stride(0) : 0),
+        columns(args.out.dim(-1)) {}
+
+  int64_t rows;
+  int64_t row_stride;
+  int64_t batch_stride;
+  int64_t columns;
 };
 
-// Calls fn(values) with the values of an element-wise (not packed) mask.
+// Cells of a row that a call writes, on average: what tasks are cut by. Extension writes little in
+// the rows that exist.
+int64_t CellsPerRow(const MaskArgs& args, const MaskWork& work) {
+  if (!args.previous) return work.columns;
+  constexpr int64_t kOldCells = 16;  // a row visited costs about as much as these
+  const int64_t old_columns = MaskColumns(args.out.dtype, args.previous->kv_len);
+  const int64_t old_rows = std::clamp<int64_t>(args.previous->q_len - args.first_row, 0, work.rows);
+  const int64_t per_old_row =
+      std::min(work.columns, std::max<int64_t>(work.columns - old_columns, 0) + kOldCells);
+  return work.columns - (work.columns - per_old_row) * old_rows / std::max<int64_t>(1, work.rows);
+}
+
+// Rows whose ranges are found together.
+constexpr int64_t kRowBlock = 32;
+
+// The visible keys of rows q .. q + count - 1. Asking the rule costs as much as filling a short
+// row. But without chunks neither end of the range moves by more than one key from row to row:
+// where the last row of a block has moved by nothing, or by one per row, so have those between.
+class BlockRanges {
+ public:
+  BlockRanges(const MaskRule& rule, int64_t q, int64_t count) : first_(VisibleKeys(rule, q)) {
+    const KeyRange last = VisibleKeys(rule, q + count - 1);
+    const int64_t steps = count - 1;
+    const int64_t begin_moved = last.begin - first_.begin, end_moved = last.end - first_.end;
+    linear_ = rule.chunk == 0 && q + count <= rule.q_len &&
+              (begin_moved == 0 || begin_moved == steps) && (end_moved == 0 || end_moved == steps);
+    if (linear_) {
+      begin_step_ = begin_moved != 0;
+      end_step_ = end_moved != 0;
+    } else {
+      for (int64_t i = 0; i < count; ++i) ranges_[i] = VisibleKeys(rule, q + i);
+    }
+  }
+
+  KeyRange operator[](int64_t i) const {
+    if (!linear_) return ranges_[i];
+    return {first_.begin + i * begin_step_, first_.end + i * end_step_};
+  }
+
+ private:
+  KeyRange first_;
+  bool linear_;
+  int64_t begin_step_ = 0, end_step_ = 0;
+  KeyRange ranges_[kRowBlock];
+};
+
+// Calls fn(sequence, q, count, offset) for blocks of at most kRowBlock rows that make up rows
+// [begin, end) of all sequences: the rule of the sequence, the first row of the block there and
+// where it begins in `out`.
 template <typename Fn>
-void DispatchMask(DType dtype, Fn&& fn) {
-  switch (dtype) {
-    case DType::kF32:
-      return fn(MaskValues<uint32_t>{0xFF800000u, 0});
-    case DType::kF16:
-      return fn(MaskValues<uint16_t>{0xFC00u, 0});
-    case DType::kBF16:
-      return fn(MaskValues<uint16_t>{0xFF80u, 0});
-    default:
-      return fn(MaskValues<uint8_t>{0, 1});
+void ForEachBlock(const MaskArgs& args, const MaskWork& work, int64_t begin, int64_t end, Fn&& fn) {
+  int64_t b = begin / work.rows;
+  int64_t row = begin % work.rows;
+  for (int64_t left = end - begin; left > 0; ++b, row = 0) {
+    const MaskRule sequence = args.Sequence(b);
+    const int64_t last = std::min(work.rows, row + left);
+    left -= last - row;
+    while (row < last) {
+      const int64_t count = std::min(kRowBlock, last - row);
+      fn(sequence, args.first_row + row, count, b * work.batch_stride + row * work.row_stride);
+      row += count;
+    }
   }
 }
 
@@ -88,143 +150,111 @@ void DispatchMask(DType dtype, Fn&& fn) {
 #include "cpu/simd_targets.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+//
+#include "cpu/mask_rows-inl.h"
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
 
-// One row of `columns` elements, of which [begin, end) are visible.
-template <bool kStream, typename Bits>
-class RowFiller {
- public:
-  RowFiller(Bits* row, int64_t columns, KeyRange visible, MaskValues<Bits> values)
-      : row_(row), columns_(columns), visible_(visible), values_(values) {}
-
-  void Fill() const {
-    if (columns_ < kLength) {
-      for (int64_t n = 0; n < columns_; ++n) row_[n] = ValueAt(n);
-      return;
-    }
-    int64_t n = 0;
-    if constexpr (kStream) {  // up to the first whole cache line
-      const auto address = reinterpret_cast<uintptr_t>(row_);
-      const int64_t misaligned = static_cast<int64_t>(address % kLine / sizeof(Bits));
-      const int64_t head = misaligned == 0 ? 0 : kLine / int64_t{sizeof(Bits)} - misaligned;
-      for (; n < std::min(head, columns_); ++n) row_[n] = ValueAt(n);
-    }
-    n = FillRun(n, visible_.begin, values_.hidden);
-    n = FillBoundary(n, visible_.begin);
-    n = FillRun(n, visible_.end, values_.visible);
-    n = FillBoundary(n, visible_.end);
-    n = FillRun(n, columns_, values_.hidden);
-    if (n < columns_) hn::StoreU(Blend(columns_ - kLength), Tag(), row_ + columns_ - kLength);
-  }
-
- private:
-  using Tag = hn::ScalableTag<Bits>;
-  using Vec = hn::Vec<Tag>;
-  static constexpr int64_t kLength = static_cast<int64_t>(hn::MaxLanes(Tag()));
-  static constexpr int64_t kLine = 64;  // bytes
-
-  Bits ValueAt(int64_t n) const {
-    return n >= visible_.begin && n < visible_.end ? values_.visible : values_.hidden;
-  }
-
-  // Elements n .. n + kLength - 1.
-  HWY_INLINE Vec Blend(int64_t n) const {
-    const Tag d;
-    const auto below = [&](int64_t bound) HWY_ATTR {
-      return hn::FirstN(d, static_cast<size_t>(std::clamp<int64_t>(bound - n, 0, kLength)));
-    };
-    const Vec hidden = hn::Set(d, values_.hidden);
-    const Vec visible = hn::Set(d, values_.visible);
-    const Vec before_end = hn::IfThenElse(below(visible_.end), visible, hidden);
-    if (visible_.begin <= n) return before_end;
-    return hn::IfThenElse(below(visible_.begin), hidden, before_end);
-  }
-
-  HWY_INLINE void Store(Vec v, int64_t n) const {
-    if constexpr (kStream) {
-      hn::Stream(v, Tag(), row_ + n);
-    } else {
-      hn::StoreU(v, Tag(), row_ + n);
-    }
-  }
-
-  // Whole vectors from n that end at or before `end`.
-  HWY_INLINE int64_t FillRun(int64_t n, int64_t end, Bits value) const {
-    const Vec v = hn::Set(Tag(), value);
-    for (; n + 4 * kLength <= end; n += 4 * kLength) {
-      Store(v, n);
-      Store(v, n + kLength);
-      Store(v, n + 2 * kLength);
-      Store(v, n + 3 * kLength);
-    }
-    for (; n + kLength <= end; n += kLength) Store(v, n);
-    return n;
-  }
-
-  // The vector at n, where a run ends inside it.
-  HWY_INLINE int64_t FillBoundary(int64_t n, int64_t boundary) const {
-    if (n >= boundary || n + kLength > columns_) return n;
-    Store(Blend(n), n);
-    return n + kLength;
-  }
-
-  Bits* row_;
-  int64_t columns_;
-  KeyRange visible_;
-  MaskValues<Bits> values_;
-};
-
-template <bool kStream, typename Bits>
-void FillRows(const MaskArgs& args, MaskValues<Bits> values, int64_t begin, int64_t end) {
-  const TensorView& out = args.out;
-  for (int64_t q = begin; q < end; ++q) {
-    RowFiller<kStream, Bits>(out.At<Bits>(q * out.stride(0)), out.dim(1), args.rule.Range(q),
-                             values)
-        .Fill();
-  }
-  if constexpr (kStream) hwy::FlushStream();
+// Bits of the word of keys 32 * word .. 32 * word + 31.
+HWY_INLINE uint32_t VisibleBits(KeyRange visible, int64_t word) {
+  const auto below = [&](int64_t bound) {
+    return (uint64_t{1} << std::clamp<int64_t>(bound - 32 * word, 0, 32)) - 1;
+  };
+  return static_cast<uint32_t>(below(visible.end) & ~below(visible.begin));
 }
 
-void FillPackedRows(const MaskArgs& args, int64_t begin, int64_t end) {
-  constexpr MaskValues<uint32_t> kWords = {0, ~uint32_t{0}};
-  for (int64_t q = begin; q < end; ++q) {
-    uint32_t* row = args.out.At<uint32_t>(q * args.out.stride(0));
-    const KeyRange visible = args.rule.Range(q);
+// A mask of one element per key.
+template <Stores kHow, typename Values>
+struct ElementRows {
+  using Bits = typename Values::Bits;
+  static constexpr Stores kStores = kHow;
+  static constexpr int64_t kKeys = 1;  // per element
+
+  static HWY_INLINE void Fill(Bits* row, KeyRange visible, int64_t from, int64_t to) {
+    RowFiller<kStores, Values>(row, visible).Fill(from, to);
+  }
+};
+
+struct PackedRows {
+  using Bits = uint32_t;
+  static constexpr int64_t kKeys = 32;
+  static constexpr Stores kStores = Stores::kPlain;
+
+  static HWY_INLINE void Fill(uint32_t* row, KeyRange visible, int64_t from, int64_t to) {
+    constexpr int64_t kShort = 8;  // words
+    if (to - from <= kShort) {
+      for (int64_t word = from; word < to; ++word) row[word] = VisibleBits(visible, word);
+      return;
+    }
     const bool any = visible.begin < visible.end;
     const int64_t first = visible.begin / 32;
     const int64_t last = any ? (visible.end - 1) / 32 : first - 1;
-    RowFiller<false, uint32_t>(row, args.out.dim(1), {first, last + 1}, kWords).Fill();
-    if (!any) continue;
-    row[first] &= ~uint32_t{0} << (visible.begin % 32);
-    row[last] &= ~uint32_t{0} >> (31 - (visible.end - 1) % 32);
+    RowFiller<kStores, PackedMaskValues>(row, {first, last + 1}).Fill(from, to);
+    if (!any) return;
+    if (first >= from && first < to) row[first] = VisibleBits(visible, first);
+    if (last >= from && last < to) row[last] = VisibleBits(visible, last);
   }
+};
+
+// Extends row q, of which `visible` is visible now, from what it is by the previous rule.
+template <typename Rows>
+HWY_NOINLINE void ExtendRow(typename Rows::Bits* row, int64_t columns, KeyRange visible,
+                            const MaskRule& previous, int64_t q) {
+  constexpr int64_t kKeys = Rows::kKeys;
+  const int64_t old_columns = std::min(
+      columns, previous.kv_len / kKeys + static_cast<int64_t>(previous.kv_len % kKeys != 0));
+  const KeyRangePair differences = Differences(visible, previous.Range(q));
+  for (const KeyRange& keys : {differences.first, differences.second}) {
+    if (keys.begin >= keys.end) continue;
+    const int64_t end = (keys.end - 1) / kKeys + 1;
+    Rows::Fill(row, visible, keys.begin / kKeys, std::min(end, old_columns));
+  }
+  Rows::Fill(row, visible, old_columns, columns);
+}
+
+template <typename Rows>
+void FillRows(const MaskArgs& args, const MaskWork& work, int64_t begin, int64_t end) {
+  using Bits = typename Rows::Bits;
+  const int64_t stride = work.row_stride, columns = work.columns;
+  ForEachBlock(args, work, begin, end,
+               [&](const MaskRule& sequence, int64_t q, int64_t count, int64_t offset) HWY_ATTR {
+                 Bits* block = args.out.At<Bits>(offset);
+                 const BlockRanges visible(sequence, q, count);
+                 int64_t i = 0;
+                 if (args.previous) {
+                   for (; i < std::min(count, args.previous->q_len - q); ++i) {
+                     ExtendRow<Rows>(block + i * stride, columns, visible[i], *args.previous,
+                                     q + i);
+                   }
+                 }
+                 for (; i < count; ++i) Rows::Fill(block + i * stride, visible[i], 0, columns);
+               });
+  if constexpr (Rows::kStores == Stores::kStreaming) hwy::FlushStream();
 }
 
 absl::Status Mask(const KernelContext& context, const MaskArgs& args) {
   const TensorView& out = args.out;
   if (out.empty()) return absl::OkStatus();
-  ThreadPool& pool = CpuStream::Of(context).pool();
-  if (out.dtype == DType::kU32) {
+  const MaskWork work(args);
+  const auto parallel = [&](auto fill) {
     ParallelRows(
-        pool, out.dim(0), out.dim(1),
-        [&](int64_t begin, int64_t end, int) { FillPackedRows(args, begin, end); },
-        kMaskTaskElements);
+        CpuStream::Of(context).pool(), args.batch() * work.rows, CellsPerRow(args, work),
+        [&](int64_t begin, int64_t end, int) { fill(args, work, begin, end); }, kMaskTaskElements);
+  };
+  if (out.dtype == DType::kU32) {
+    parallel(FillRows<PackedRows>);
     return absl::OkStatus();
   }
-  const bool stream = ByteExtent(out) >= StreamingThreshold();
-  DispatchMask(out.dtype, [&]<typename Bits>(MaskValues<Bits> values) {
-    ParallelRows(
-        pool, out.dim(0), out.dim(1),
-        [&](int64_t begin, int64_t end, int) {
-          if (stream) {
-            FillRows<true>(args, values, begin, end);
-          } else {
-            FillRows<false>(args, values, begin, end);
-          }
-        },
-        kMaskTaskElements);
+  const Stores stores = args.previous ? Stores::kPlain : StoresFor(ByteExtent(out));
+  DispatchMaskValues(out.dtype, [&]<typename Values>() {
+    switch (stores) {
+      case Stores::kPlain:
+        return parallel(FillRows<ElementRows<Stores::kPlain, Values>>);
+      case Stores::kPrefetched:
+        return parallel(FillRows<ElementRows<Stores::kPrefetched, Values>>);
+      case Stores::kStreaming:
+        return parallel(FillRows<ElementRows<Stores::kStreaming, Values>>);
+    }
   });
   return absl::OkStatus();
 }
@@ -236,30 +266,50 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 namespace {
 
-absl::Status RunReference(const KernelContext&, const MaskArgs& args) {
-  const MaskRule& rule = args.rule;
-  const TensorView& out = args.out;
-  for (int64_t q = 0; q < rule.q_len; ++q) {
-    const int64_t row = q * out.stride(0);
-    if (out.dtype == DType::kU32) {
-      for (int64_t word = 0; word < out.dim(1); ++word) {
-        uint32_t bits = 0;
-        for (int64_t bit = 0; bit < 32; ++bit) {
-          if (rule.Visible(q, word * 32 + bit)) bits |= uint32_t{1} << bit;
-        }
-        *out.At<uint32_t>(row + word) = bits;
-      }
-    } else if (out.dtype == DType::kBool) {
-      for (int64_t k = 0; k < rule.kv_len; ++k) {
-        *out.At<uint8_t>(row + k) = rule.Visible(q, k) ? 1 : 0;
-      }
-    } else {
-      for (int64_t k = 0; k < rule.kv_len; ++k) {
-        StoreElement(out, row + k,
-                     rule.Visible(q, k) ? 0.0f : -std::numeric_limits<float>::infinity());
-      }
+// The element of column `column` in row q.
+void WriteElement(const TensorView& out, int64_t offset, const MaskRule& sequence, int64_t q,
+                  int64_t column) {
+  const auto visible = [&](int64_t k) {
+    const KeyRange keys = VisibleKeys(sequence, q);
+    return k >= keys.begin && k < keys.end;
+  };
+  if (out.dtype == DType::kU32) {
+    uint32_t bits = 0;
+    for (int64_t bit = 0; bit < 32; ++bit) {
+      if (visible(column * 32 + bit)) bits |= uint32_t{1} << bit;
     }
+    *out.At<uint32_t>(offset) = bits;
+  } else if (out.dtype == DType::kBool) {
+    *out.At<uint8_t>(offset) = visible(column) ? 1 : 0;
+  } else {
+    StoreElement(out, offset, visible(column) ? 0.0f : -std::numeric_limits<float>::infinity());
   }
+}
+
+// Does the cell hold another value under the previous rule, or did that not have it?
+bool Differs(const MaskArgs& args, int64_t q, int64_t column) {
+  const MaskRule& previous = *args.previous;
+  if (q >= previous.q_len || column >= MaskColumns(args.out.dtype, previous.kv_len)) return true;
+  const int64_t keys = args.out.dtype == DType::kU32 ? 32 : 1;
+  for (int64_t k = column * keys; k < (column + 1) * keys; ++k) {
+    if (args.rule.Visible(q, k) != previous.Visible(q, k)) return true;
+  }
+  return false;
+}
+
+absl::Status RunReference(const KernelContext&, const MaskArgs& args) {
+  const MaskWork work(args);
+  if (args.out.empty()) return absl::OkStatus();
+  ForEachBlock(args, work, 0, args.batch() * work.rows,
+               [&](const MaskRule& sequence, int64_t q, int64_t count, int64_t offset) {
+                 for (int64_t i = 0; i < count; ++i) {
+                   for (int64_t column = 0; column < work.columns; ++column) {
+                     if (args.previous && !Differs(args, q + i, column)) continue;
+                     WriteElement(args.out, offset + i * work.row_stride + column, sequence, q + i,
+                                  column);
+                   }
+                 }
+               });
   return absl::OkStatus();
 }
 

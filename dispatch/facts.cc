@@ -60,10 +60,19 @@ OpFacts FactsOf(const AttentionArgs& args) {
 
 OpFacts FactsOf(const MaskArgs& args) {
   OpFacts facts = RowWise(OpKind::kMask, args.out, Bytes(args.out), 0.0);
-  facts.m = args.rule.q_len;
+  facts.m = args.batch() * args.num_rows();
   facts.n = args.rule.kv_len;
   // The policy's threshold is in mask elements, whatever they are packed into.
-  facts.elements = CheckedMul(args.rule.q_len, args.rule.kv_len).value_or(INT64_MAX);
+  facts.elements = CheckedMul(facts.m, facts.n).value_or(INT64_MAX);
+  if (args.previous) {  // old rows: their new columns, and a few elements where the range ends
+    const MaskRule& old = *args.previous;
+    const int64_t old_rows = std::clamp<int64_t>(old.q_len - args.first_row, 0, args.num_rows());
+    const int64_t kept = std::clamp<int64_t>(std::min(old.kv_len, facts.n) - 2, 0, facts.n);
+    const int64_t kept_elements =
+        CheckedMul(args.batch() * old_rows, kept).value_or(facts.elements);
+    facts.elements -= std::min(facts.elements, kept_elements);
+    facts.bytes = std::min(facts.bytes, ByteOffset(args.out.dtype, facts.elements));
+  }
   return facts;
 }
 

@@ -63,11 +63,26 @@ absl::StatusOr<Tensor> Attention(Context& context, AttentionArgs args) {
 }
 
 absl::StatusOr<Tensor> Mask(Context& context, const MaskRule& rule, DType dtype) {
-  MaskArgs args;
-  args.rule = rule;
+  return BatchMask(context, MaskArgs{.rule = rule}, dtype);
+}
+
+absl::StatusOr<Tensor> BatchMask(Context& context, MaskArgs args, DType dtype) {
+  TANDEM_RETURN_IF_ERROR(ValidateRule("rule.", args.rule));
+  if (args.previous) return InvalidArgument("previous: only for MaskInto, got one for a new mask");
+  if (args.first_row < 0 || args.first_row > args.rule.q_len) {
+    return InvalidArgument("first_row: expected 0..q_len (", args.rule.q_len, "), got ",
+                           args.first_row);
+  }
   const TensorView host;
-  return RunValue(context, args, absl::OkStatus(), host, dtype, [&] {
-    return Shape{rule.q_len, MaskColumns(dtype, rule.kv_len)};
+  const TensorView* list = &host;
+  for (const TensorView* candidate : {&args.q_lens, &args.kv_lens, &args.kv_starts}) {
+    if (!candidate->present()) continue;
+    TANDEM_RETURN_IF_ERROR(ValidateView("q_lens, kv_lens, kv_starts", *candidate, 1));
+    list = candidate;
+  }
+  return RunValue(context, args, absl::OkStatus(), *list, dtype, [&] {
+    const int64_t rows = args.num_rows(), columns = MaskColumns(dtype, args.rule.kv_len);
+    return list->present() ? Shape{list->dim(0), 1, rows, columns} : Shape{rows, columns};
   });
 }
 

@@ -47,7 +47,11 @@ absl::Status SampleInto(Context& context, const SampleArgs& args);
 // out has the dtype of q (attention), a (matmul, add), x, gate or logits; embedding and cast take
 // it explicitly.
 absl::StatusOr<Tensor> Attention(Context& context, AttentionArgs args);
+// Masks: in host memory, or beside the lists of a batch.
 absl::StatusOr<Tensor> Mask(Context& context, const MaskRule& rule, DType dtype);
+// A band of rows, or a batch: [rows, columns], or [B, 1, rows, columns] if there is any of q_lens,
+// kv_lens and kv_starts.
+absl::StatusOr<Tensor> BatchMask(Context& context, MaskArgs args, DType dtype);
 absl::StatusOr<Tensor> MatMul(Context& context, MatMulArgs args);
 absl::StatusOr<Tensor> Softmax(Context& context, SoftmaxArgs args);
 absl::StatusOr<Tensor> RmsNorm(Context& context, RmsNormArgs args);

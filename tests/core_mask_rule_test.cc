@@ -64,6 +64,10 @@ TEST(MaskRule, AgreesWithItsDefinitionWithChunksPrefixesAndPadding) {
                   const KeyRange range = rule.Range(q);
                   ASSERT_LE(before.begin, range.begin) << Text(rule);
                   ASSERT_LE(before.end, range.end) << Text(rule);
+                  if (q > 0 && chunk == 0) {
+                    ASSERT_LE(range.begin - before.begin, 1) << Text(rule);
+                    ASSERT_LE(range.end - before.end, 1) << Text(rule);
+                  }
                   before = range;
                   for (int64_t k = -1; k <= kv_len; ++k) {
                     ASSERT_EQ(rule.Visible(q, k), reference::Visible(rule, q, k))

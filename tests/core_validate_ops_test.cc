@@ -53,7 +53,7 @@ TEST_F(OpValidation, Mask) {
           {"rule.kv_begin: expected >= 0", [](A& a) { a.rule.kv_begin = -1; }},
           {"out: expected dtype f32, f16, bf16, bool or u32 (packed), got i32",
            [](A& a) { a.out.dtype = DType::kI32; }},
-          {"out dimension 0 (q_len): expected 3, got 2",
+          {"out dimension 0 (rows): expected 3, got 2",
            [](A& a) { a.out = Slice(a.out, 0, 0, 2); }},
           {"out dimension 1 (columns): expected 70, got 69",
            [](A& a) { a.out = Slice(a.out, 1, 0, 69); }},
@@ -65,6 +65,76 @@ TEST_F(OpValidation, Mask) {
            }},
           {"out stride 0", [](A& a) { a.out.strides[0] = 69; }},
       });
+  ExpectEachRejected<A>(
+      good,
+      {
+          {"first_row: expected 0..q_len (3), got -1", [](A& a) { a.first_row = -1; }},
+          {"first_row: expected 0..q_len (3), got 4", [](A& a) { a.first_row = 4; }},
+          {"rows: expected -1..q_len - first_row (2), got 3",
+           [](A& a) {
+             a.first_row = 1;
+             a.rows = 3;
+           }},
+          {"rows: expected", [](A& a) { a.rows = -2; }},
+          {"rows: expected", [](A& a) { a.rows = INT64_MAX; }},
+          {"out dimension 0 (rows): expected 2, got 3", [](A& a) { a.first_row = 1; }},
+          {"out dimension 0 (rows): expected 1, got 3", [](A& a) { a.rows = 1; }},
+          {"previous.q_len: expected 0..2^48, got -4",
+           [](A& a) {
+             a.previous.emplace();
+             a.previous->q_len = -4;
+           }},
+          {"out: expected rank 4 with q_lens", [&](A& a) { a.q_lens = View(DType::kI32, {1}); }},
+      });
+  A band = good;
+  band.first_row = 1;
+  band.rows = 1;
+  band.out = Slice(band.out, 0, 0, 1);
+  EXPECT_TRUE(Validate(band).ok());
+
+  A batch = good;
+  batch.out = View(DType::kF32, {2, 1, 3, 70});
+  batch.q_lens = View(DType::kI32, {2});
+  batch.kv_lens = View(DType::kI32, {2});
+  batch.kv_starts = View(DType::kI32, {2});
+  for (const TensorView& list : {batch.q_lens, batch.kv_lens, batch.kv_starts}) {
+    std::fill_n(list.As<int32_t>(), 2, 3);
+  }
+  ExpectEachRejected<A>(
+      batch, {
+                 {"out dimension 1 (heads): expected 1, got 2",
+                  [&](A& a) {
+                    a.out = View(DType::kF32, {2, 2, 3, 70});
+                  }},
+                 {"out dimension 2 (rows): expected 2, got 3", [](A& a) { a.rows = 2; }},
+                 {"q_lens dimension 0 (batch): expected 2, got 3",
+                  [&](A& a) { a.q_lens = View(DType::kI32, {3}); }},
+                 {"kv_lens: expected dtype i32", [](A& a) { a.kv_lens.dtype = DType::kF32; }},
+                 {"kv_starts", [](A& a) { a.kv_starts.data = nullptr; }},
+                 {"q_lens[1]: expected 0..2",
+                  [](A& a) {
+                    a.rule.q_len = 2;
+                    a.rows = 2;
+                    a.out = Slice(a.out, 2, 0, 2);
+                    a.q_lens.As<int32_t>()[0] = 2;
+                  }},
+                 {"out",
+                  [](A& a) {
+                    a.out.dtype = DType::kU32;
+                    a.out = Slice(a.out, 3, 0, 3);
+                    a.kv_lens.data = a.out.data;
+                  }},
+                 {"previous: not together with",
+                  [](A& a) {
+                    a.q_lens.As<int32_t>()[0] = 3;
+                    a.previous = a.rule;
+                  }},
+             });
+  batch.kv_lens.As<int32_t>()[1] = 71;
+  ExpectRejected(batch, "kv_lens[1]: expected 0..70, got 71");
+  batch.kv_lens.As<int32_t>()[1] = -1;
+  ExpectRejected(batch, "kv_lens[1]: expected 0..70, got -1");
+
   EXPECT_EQ(MaskColumns(DType::kU32, 64), 2);
   EXPECT_EQ(MaskColumns(DType::kU32, 65), 3);
   EXPECT_EQ(MaskColumns(DType::kF32, 65), 65);

@@ -58,12 +58,15 @@ TEST(MaskCache, EveryPartOfTheKeyCounts) {
   auto context = MakeContext();
   MaskCache cache;
   const MaskRule base = Rule(6, 8);
-  std::vector<MaskRule> rules(6, base);
+  std::vector<MaskRule> rules(9, base);
   rules[1].q_len = 5;
   rules[2].kv_len = 9;
   rules[3].causal = Causal::kTopLeft;
   rules[4].window_left = 2;
   rules[5].window_right = 1;
+  rules[6].chunk = 3;
+  rules[7].prefix_len = 4;
+  rules[8].kv_begin = 2;
   for (const MaskRule& rule : rules) {
     const auto mask = cache.Get(*context, rule, DType::kF32);
     ASSERT_TRUE(mask.ok()) << mask.status();
@@ -75,7 +78,32 @@ TEST(MaskCache, EveryPartOfTheKeyCounts) {
     EXPECT_EQ((*mask)->dtype(), dtype);
   }
   EXPECT_EQ(cache.stats().hits, 0);
-  EXPECT_EQ(cache.stats().misses, 10);
+  EXPECT_EQ(cache.stats().misses, 13);
+}
+
+// A server: a few prompt lengths again and again, from several threads, now and then a new one.
+TEST(MaskCache, HitsMostOfRepeatedLengths) {
+  MaskCache cache;
+  constexpr int kThreads = 4, kCalls = 2000;
+  std::vector<int64_t> wrong(kThreads, 0);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      auto context = MakeContext();
+      std::mt19937 random(static_cast<uint32_t>(t));
+      for (int i = 0; i < kCalls; ++i) {
+        const bool rare = random() % 50 == 0;
+        const auto length = static_cast<int64_t>(rare ? random() % 500 + 1 : random() % 40 + 1);
+        const MaskRule rule = {.q_len = 4, .kv_len = length, .window_left = 16};
+        const auto mask = cache.Get(*context, rule, DType::kF32);
+        wrong[t] += !mask.ok() || WrongElements(**mask, rule) != 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_THAT(wrong, testing::Each(0));
+  EXPECT_GT(cache.stats().HitRate(), 0.9);
+  EXPECT_LE(cache.stats().entries, 100);
 }
 
 TEST(MaskCache, LeastRecentlyUsedGoesFirst) {

@@ -30,21 +30,70 @@ absl::Status ValidateRule(std::string_view prefix, const MaskRule& rule) {
   return absl::OkStatus();
 }
 
-absl::Status Validate(const MaskArgs& args) {
-  const MaskRule& rule = args.rule;
-  TANDEM_RETURN_IF_ERROR(ValidateRule("rule.", rule));
-  TANDEM_RETURN_IF_ERROR(ValidateOutput("out", args.out, 2));
-  if (!IsFloat(args.out.dtype) && args.out.dtype != DType::kBool && args.out.dtype != DType::kU32) {
-    return InvalidArgument("out: expected dtype f32, f16, bf16, bool or u32 (packed), got ",
-                           std::string(Name(args.out.dtype)));
-  }
-  TANDEM_RETURN_IF_ERROR(CheckDim("out", args.out, 0, "q_len", rule.q_len));
-  TANDEM_RETURN_IF_ERROR(
-      CheckDim("out", args.out, 1, "columns", MaskColumns(args.out.dtype, rule.kv_len)));
-  if (args.out.dim(1) > 1 && args.out.stride(1) != 1) {
-    return InvalidArgument("out stride 1: expected 1, got ", args.out.stride(1));
+namespace {
+
+// One number per sequence.
+absl::Status CheckList(const char* name, const TensorView& list, const MaskArgs& args,
+                       int64_t largest) {
+  if (!list.present()) return absl::OkStatus();
+  TANDEM_RETURN_IF_ERROR(ValidateView(name, list, 1));
+  TANDEM_RETURN_IF_ERROR(CheckDType(name, list, DType::kI32));
+  TANDEM_RETURN_IF_ERROR(CheckSameDevice(name, list, "out", args.out));
+  TANDEM_RETURN_IF_ERROR(CheckDim(name, list, 0, "batch", args.batch()));
+  TANDEM_RETURN_IF_ERROR(CheckNoOverlap("out", args.out, name, list));
+  if (list.device.kind != DeviceKind::kCpu) return absl::OkStatus();
+  for (int64_t b = 0; b < list.dim(0); ++b) {
+    const int64_t value = *list.At<int32_t>(b * list.stride(0));
+    if (value < 0 || value > largest) {
+      return InvalidArgument(name, "[", b, "]: expected 0..", largest, ", got ", value);
+    }
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckOut(const MaskArgs& args) {
+  const TensorView& out = args.out;
+  const bool batched = out.rank() == 4;
+  TANDEM_RETURN_IF_ERROR(ValidateOutput("out", out, batched ? 4 : 2));
+  if (!IsFloat(out.dtype) && out.dtype != DType::kBool && out.dtype != DType::kU32) {
+    return InvalidArgument("out: expected dtype f32, f16, bf16, bool or u32 (packed), got ",
+                           std::string(Name(out.dtype)));
+  }
+  if (batched) TANDEM_RETURN_IF_ERROR(CheckDim("out", out, 1, "heads", 1));
+  TANDEM_RETURN_IF_ERROR(CheckDim("out", out, batched ? 2 : 0, "rows", args.num_rows()));
+  TANDEM_RETURN_IF_ERROR(
+      CheckDim("out", out, batched ? 3 : 1, "columns", MaskColumns(out.dtype, args.rule.kv_len)));
+  if (out.dim(-1) > 1 && out.stride(-1) != 1) {
+    return InvalidArgument("out stride ", out.rank() - 1, ": expected 1, got ", out.stride(-1));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Validate(const MaskArgs& args) {
+  TANDEM_RETURN_IF_ERROR(ValidateRule("rule.", args.rule));
+  if (args.first_row < 0 || args.first_row > args.rule.q_len) {
+    return InvalidArgument("first_row: expected 0..q_len (", args.rule.q_len, "), got ",
+                           args.first_row);
+  }
+  if (args.rows < -1 || args.rows > args.rule.q_len - args.first_row) {
+    return InvalidArgument("rows: expected -1..q_len - first_row (",
+                           args.rule.q_len - args.first_row, "), got ", args.rows);
+  }
+  TANDEM_RETURN_IF_ERROR(CheckOut(args));
+  if (args.ragged() && args.out.rank() != 4) {
+    return InvalidArgument("out: expected rank 4 with q_lens, kv_lens or kv_starts, got ",
+                           args.out.rank());
+  }
+  TANDEM_RETURN_IF_ERROR(CheckList("q_lens", args.q_lens, args, args.rule.q_len));
+  TANDEM_RETURN_IF_ERROR(CheckList("kv_lens", args.kv_lens, args, args.rule.kv_len));
+  TANDEM_RETURN_IF_ERROR(CheckList("kv_starts", args.kv_starts, args, INT32_MAX));
+  if (!args.previous) return absl::OkStatus();
+  if (args.ragged()) {
+    return InvalidArgument("previous: not together with q_lens, kv_lens or kv_starts");
+  }
+  return ValidateRule("previous.", *args.previous);
 }
 
 }  // namespace tandem

@@ -14,7 +14,8 @@
 //                 j <= p(i) + window_right          if window_right >= 0
 //                 floor(j / chunk) == floor(p(i) / chunk)   if chunk > 0   block-local attention
 // The visible keys of a row are always one range [begin, end), which is what kernels use. It may be
-// empty. Both bounds never decrease from one query to the next.
+// empty. Both bounds never decrease from one query to the next, and without chunks they grow by at
+// most one.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,8 @@
 #include "tests/cases/mask_cases.h"
 
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "tests/cases/pairwise.h"
 #include "tests/reference/visible.h"
@@ -18,6 +20,76 @@ void AppendBytes(std::vector<std::byte>& bytes, T value) {
   const size_t at = bytes.size();
   bytes.resize(at + sizeof(T));
   std::memcpy(&bytes[at], &value, sizeof(T));
+}
+
+// As stored in an element of that type.
+void AppendElement(std::vector<std::byte>& bytes, DType dtype, double value) {
+  if (dtype == DType::kU32) return AppendBytes(bytes, static_cast<uint32_t>(value));
+  if (dtype == DType::kBool) return AppendBytes(bytes, static_cast<uint8_t>(value));
+  DispatchFloat(dtype,
+                [&]<typename T>() { AppendBytes(bytes, FromFloat<T>(static_cast<float>(value))); });
+}
+
+MaskRule RuleOf(const Case& c) {
+  return {.q_len = c.q_len,
+          .kv_len = c.kv_len,
+          .causal = c.causal,
+          .window_left = c.window_left,
+          .window_right = c.window_right,
+          .chunk = c.chunk,
+          .prefix_len = c.prefix_len,
+          .kv_begin = c.kv_begin};
+}
+
+MaskRule OldRuleOf(const Case& c) {
+  MaskRule rule = RuleOf(c);
+  rule.q_len = c.old_q_len;
+  rule.kv_len = c.old_kv_len;
+  rule.window_left = c.old_window_left;
+  return rule;
+}
+
+int64_t RowsOf(const Case& c) { return c.rows >= 0 ? c.rows : c.q_len - c.first_row; }
+
+enum List : int64_t { kQLens = 1, kKvLens = 2, kKvStarts = 4 };
+
+// Entry b of a list. The first sequences are the extremes.
+int64_t Entry(const Case& c, List list, int64_t b) {
+  const int64_t largest = list == kQLens ? c.q_len : list == kKvLens ? c.kv_len : c.kv_len / 2;
+  if (b == 0) return largest;
+  if (b == 1) return 0;
+  Rng rng(static_cast<uint64_t>(c.seed * 100 + b * 8 + list));
+  return rng.Integer(0, largest);
+}
+
+MaskRule SequenceOf(const Case& c, int64_t b) {
+  MaskRule rule = RuleOf(c);
+  if (c.lists & kQLens) rule.q_len = Entry(c, kQLens, b);
+  if (c.lists & kKvLens) rule.kv_len = Entry(c, kKvLens, b);
+  if (c.lists & kKvStarts) rule.kv_begin = Entry(c, kKvStarts, b);
+  return rule;
+}
+
+// What a cell holds by a rule: one key, or 32.
+double Value(DType dtype, const MaskRule& rule, int64_t q, int64_t column) {
+  const auto visible = [&](int64_t k) { return q < rule.q_len && reference::Visible(rule, q, k); };
+  if (dtype == DType::kU32) {
+    uint32_t word = 0;
+    for (int bit = 0; bit < 32; ++bit) word |= uint32_t{visible(column * 32 + bit)} << bit;
+    return word;
+  }
+  if (dtype == DType::kBool) return visible(column) ? 1.0 : 0.0;
+  return visible(column) ? 0.0 : -std::numeric_limits<double>::infinity();
+}
+
+// Extension must leave alone what does not differ. Those cells begin with (and keep) a value that
+// no mask has.
+double KeptValue(int64_t i) { return static_cast<double>(3 + i % 5); }
+
+bool IsKept(const Case& c, int64_t q, int64_t column) {
+  const MaskRule old = OldRuleOf(c);
+  return c.old_q_len >= 0 && q < old.q_len && column < MaskColumns(c.out_dtype, old.kv_len) &&
+         Value(c.out_dtype, RuleOf(c), q, column) == Value(c.out_dtype, old, q, column);
 }
 
 // q_len, kv_len
@@ -38,53 +110,124 @@ std::vector<Case> Patterns(const std::vector<std::pair<int64_t, int64_t>>& sizes
       .Field(&Case::causal, {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft})
       .Field(&Case::window_left, {-1, 0, 1, 31, 70, 1'000'000})
       .Field(&Case::window_right, {-1, 0, 5, 64, 1'000'000})
+      .Field(&Case::chunk, {0, 1, 16, 77})
+      .Field(&Case::prefix_len, {0, 3, 40})
+      .Field(&Case::kv_begin, {0, 2, 33, 5000})
       .Field(&Case::out_dtype, kDTypes)
       .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded})
       .Select(seed);
+}
+
+// Bands of rows, and batches of sequences of different lengths.
+std::vector<Case> Parts(const std::vector<std::pair<int64_t, int64_t>>& sizes, uint64_t seed) {
+  return Pairwise<Case>()
+      .Group(Sizes(sizes))
+      .Group({[](Case&) {},
+              [](Case& c) {
+                c.first_row = 1;
+                c.rows = 1;
+              },
+              [](Case& c) { c.first_row = c.q_len / 2; }, [](Case& c) { c.rows = 0; },
+              [](Case& c) { c.first_row = c.q_len; }})
+      .Field(&Case::batch, {0, 1, 2, 5})
+      .Field(&Case::lists, {0, 1, 2, 3, 4, 6, 7})
+      .Field(&Case::window_left, {-1, 20})
+      .Field(&Case::chunk, {0, 24})
+      .Field(&Case::causal, {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft})
+      .Field(&Case::out_dtype, kDTypes)
+      .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded})
+      .Select(seed);
+}
+
+// Lists need rank 4.
+std::vector<Case> Valid(std::vector<Case> cases) {
+  for (Case& c : cases) {
+    if (c.lists != 0) c.batch = std::max<int64_t>(1, c.batch);
+  }
+  return cases;
+}
+
+// One row, column or both more (or fewer), and long steps.
+std::vector<Case> Extensions(const std::vector<std::pair<int64_t, int64_t>>& sizes, uint64_t seed) {
+  Pairwise<Case>::Settings steps;
+  for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
+           {0, 0}, {1, 1}, {0, 1}, {1, 0}, {5, 40}, {40, 5}, {-3, -3}, {0, -40}, {70, 130}}) {
+    steps.push_back([rows = rows, columns = columns](Case& c) {
+      c.old_q_len = std::max<int64_t>(0, c.q_len - rows);
+      c.old_kv_len = std::max<int64_t>(0, c.kv_len - columns);
+      c.old_window_left = c.window_left;
+    });
+  }
+  std::vector<Case> cases =
+      Pairwise<Case>()
+          .Group(Sizes(sizes))
+          .Field(&Case::window_left, {-1, 0, 20, 64})
+          .Group(steps)
+          .Field(&Case::window_right, {-1, 9})
+          .Field(&Case::chunk, {0, 16})
+          .Field(&Case::prefix_len, {0, 50})
+          .Field(&Case::kv_begin, {0, 7})
+          .Field(&Case::causal, {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft})
+          .Field(&Case::batch, {0, 2})
+          .Field(&Case::out_dtype, kDTypes)
+          .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded})
+          .Select(seed);
+  // Pairwise fills fields in any order of groups: the window of the old rule follows.
+  for (size_t i = 0; i < cases.size(); ++i) {
+    cases[i].old_window_left = i % 5 == 0 ? 12 : cases[i].window_left;
+  }
+  return cases;
 }
 
 }  // namespace
 
 Operands Case::MakeOperands() const {
   Operands operands;
-  operands.Output("out", out_dtype, {q_len, MaskColumns(out_dtype, kv_len)}, out_layout);
+  const int64_t columns = MaskColumns(out_dtype, kv_len), rows_out = RowsOf(*this);
+  const Shape shape = batch == 0 ? Shape{rows_out, columns} : Shape{batch, 1, rows_out, columns};
+  if (old_q_len < 0) {
+    operands.Output("out", out_dtype, shape, out_layout);
+  } else {
+    operands.InOut("out", out_dtype, shape, out_layout, [&](int64_t i) {
+      const int64_t q = first_row + i / columns % rows_out, column = i % columns;
+      const bool is_new = q >= old_q_len || column >= MaskColumns(out_dtype, old_kv_len);
+      if (is_new || IsKept(*this, q, column)) return KeptValue(i);
+      return Value(out_dtype, OldRuleOf(*this), q, column);
+    });
+  }
+  for (const auto& [name, list] : {std::pair("q_lens", kQLens), std::pair("kv_lens", kKvLens),
+                                   std::pair("kv_starts", kKvStarts)}) {
+    if ((lists & list) == 0) continue;
+    operands.Input(name, DType::kI32, {batch}, out_layout, [&, which = list](int64_t b) {
+      return static_cast<double>(Entry(*this, which, b));
+    });
+  }
   return operands;
 }
 
 MaskArgs Case::Bind(const Views& views) const {
   MaskArgs args;
-  args.rule = {.q_len = q_len,
-               .kv_len = kv_len,
-               .causal = causal,
-               .window_left = window_left,
-               .window_right = window_right};
+  args.rule = RuleOf(*this);
   args.out = views("out");
+  args.first_row = first_row;
+  args.rows = rows;
+  args.q_lens = views("q_lens");
+  args.kv_lens = views("kv_lens");
+  args.kv_starts = views("kv_starts");
+  if (old_q_len >= 0) args.previous = OldRuleOf(*this);
   return args;
 }
 
 // The naive loop, compared bit for bit.
-std::vector<Expectation> Case::Expect(const MaskArgs& args) const {
+std::vector<Expectation> Case::Expect(const MaskArgs&) const {
   Expectation out{.operand = "out"};
-  const float hidden = -std::numeric_limits<float>::infinity();
-  for (int64_t q = 0; q < q_len; ++q) {
-    for (int64_t column = 0; column < MaskColumns(out_dtype, kv_len); ++column) {
-      const bool visible = reference::Visible(args.rule, q, column);
-      switch (out_dtype) {
-        case DType::kU32: {
-          uint32_t word = 0;
-          for (int bit = 0; bit < 32; ++bit) {
-            word |= uint32_t{reference::Visible(args.rule, q, column * 32 + bit)} << bit;
-          }
-          AppendBytes(out.bytes, word);
-          break;
-        }
-        case DType::kBool:
-          AppendBytes(out.bytes, uint8_t{visible});
-          break;
-        default:
-          DispatchFloat(out_dtype, [&]<typename T>() {
-            AppendBytes(out.bytes, FromFloat<T>(visible ? 0.0f : hidden));
-          });
+  int64_t i = 0;
+  for (int64_t b = 0; b < std::max<int64_t>(1, batch); ++b) {
+    const MaskRule rule = SequenceOf(*this, b);
+    for (int64_t q = first_row; q < first_row + RowsOf(*this); ++q) {
+      for (int64_t column = 0; column < MaskColumns(out_dtype, kv_len); ++column, ++i) {
+        AppendElement(out.bytes, out_dtype,
+                      IsKept(*this, q, column) ? KeptValue(i) : Value(out_dtype, rule, q, column));
       }
     }
   }
@@ -105,6 +248,8 @@ std::vector<Case> Case::Grid(GridSize size) {
   };
   if (size == GridSize::kShort) {
     Append(cases, Patterns({{3, 17}, {64, 64}, {33, 130}}, 5500));
+    Append(cases, Valid(Parts({{9, 17}, {40, 130}}, 5600)));
+    Append(cases, Extensions({{9, 17}, {80, 300}}, 5700));
     return cases;
   }
   Append(cases, Patterns({{1, 33},
@@ -117,6 +262,8 @@ std::vector<Case> Case::Grid(GridSize size) {
                           {20, 1030},
                           {5, 2100}},
                          5000));
+  Append(cases, Valid(Parts({{2, 33}, {9, 17}, {40, 130}, {64, 64}, {70, 520}}, 5100)));
+  Append(cases, Extensions({{1, 70}, {9, 17}, {64, 64}, {80, 300}, {100, 31}, {40, 700}}, 5200));
   return cases;
 }
 
@@ -127,6 +274,22 @@ Case Case::Random(Rng& rng) {
   c.causal = static_cast<Causal>(rng.Integer(0, 2));
   c.window_left = rng.Chance(0.5) ? -1 : rng.Integer(0, 200);
   c.window_right = rng.Chance(0.5) ? -1 : rng.Integer(0, 200);
+  if (rng.Chance(0.25)) c.chunk = rng.Integer(1, 100);
+  if (rng.Chance(0.25)) c.prefix_len = rng.Integer(0, 100);
+  if (rng.Chance(0.25)) c.kv_begin = rng.Integer(0, 100);
+  if (rng.Chance(0.3)) {
+    c.first_row = rng.Integer(0, c.q_len);
+    c.rows = rng.Integer(-1, c.q_len - c.first_row);
+  }
+  if (rng.Chance(0.4)) c.batch = rng.Integer(1, 4);
+  if (rng.Chance(0.3)) {
+    c.old_q_len = rng.Integer(0, c.q_len + 10);
+    c.old_kv_len = rng.Integer(0, c.kv_len + 10);
+    c.old_window_left = rng.Chance(0.7) ? c.window_left : rng.Integer(-1, 200);
+  } else if (c.batch > 0) {
+    c.lists = rng.Integer(0, 7);
+  }
+  c.seed = rng.Integer(1, 1'000'000);
   c.out_dtype = rng.Pick(kDTypes);
   c.out_layout = rng.Chance(0.5) ? Layout::kContiguous : Layout::kPadded;
   return c;

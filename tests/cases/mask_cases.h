@@ -18,6 +18,16 @@ struct MaskCase {
   Causal causal = Causal::kBottomRight;
   int64_t window_left = -1;
   int64_t window_right = -1;
+  int64_t chunk = 0;
+  int64_t prefix_len = 0;
+  int64_t kv_begin = 0;
+  int64_t first_row = 0;
+  int64_t rows = -1;
+  int64_t batch = 0;       // 0: out of rank 2
+  int64_t lists = 0;       // which of q_lens (1), kv_lens (2), kv_starts (4) there are
+  int64_t old_q_len = -1;  // -1: no previous rule; else the previous rule differs in these
+  int64_t old_kv_len = 0;
+  int64_t old_window_left = -1;
   DType out_dtype = DType::kF32;
   Layout out_layout = Layout::kContiguous;
   int64_t seed = 1;
@@ -29,6 +39,16 @@ struct MaskCase {
     visit("causal", self.causal);
     visit("window_left", self.window_left);
     visit("window_right", self.window_right);
+    visit("chunk", self.chunk);
+    visit("prefix_len", self.prefix_len);
+    visit("kv_begin", self.kv_begin);
+    visit("first_row", self.first_row);
+    visit("rows", self.rows);
+    visit("batch", self.batch);
+    visit("lists", self.lists);
+    visit("old_q_len", self.old_q_len);
+    visit("old_kv_len", self.old_kv_len);
+    visit("old_window_left", self.old_window_left);
     visit("out_dtype", self.out_dtype);
     visit("out_layout", self.out_layout);
     visit("seed", self.seed);
