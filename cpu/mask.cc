@@ -110,6 +110,13 @@ class BlockRanges {
     }
   }
 
+  // Certainly the same ranges, row for row.
+  bool SameAs(const BlockRanges& other) const {
+    return linear_ && other.linear_ && first_.begin == other.first_.begin &&
+           first_.end == other.first_.end && begin_step_ == other.begin_step_ &&
+           end_step_ == other.end_step_;
+  }
+
   KeyRange operator[](int64_t i) const {
     if (!linear_) return ranges_[i];
     return {first_.begin + i * begin_step_, first_.end + i * end_step_};
@@ -181,7 +188,7 @@ struct PackedRows {
   static constexpr Stores kStores = Stores::kPlain;
 
   static HWY_INLINE void Fill(uint32_t* row, KeyRange visible, int64_t from, int64_t to) {
-    constexpr int64_t kShort = 8;  // words
+    constexpr int64_t kShort = 8;  // words: up to here faster one by one
     if (to - from <= kShort) {
       for (int64_t word = from; word < to; ++word) row[word] = VisibleBits(visible, word);
       return;
@@ -196,20 +203,32 @@ struct PackedRows {
   }
 };
 
-// Extends row q, of which `visible` is visible now, from what it is by the previous rule.
+// Extends the first rows of a block from what they are by the previous rule. Returns their number.
 template <typename Rows>
-HWY_NOINLINE void ExtendRow(typename Rows::Bits* row, int64_t columns, KeyRange visible,
-                            const MaskRule& previous, int64_t q) {
+HWY_NOINLINE int64_t ExtendRows(typename Rows::Bits* block, const MaskWork& work,
+                                const BlockRanges& visible, const MaskRule& previous, int64_t q,
+                                int64_t count) {
   constexpr int64_t kKeys = Rows::kKeys;
-  const int64_t old_columns = std::min(
-      columns, previous.kv_len / kKeys + static_cast<int64_t>(previous.kv_len % kKeys != 0));
-  const KeyRangePair differences = Differences(visible, previous.Range(q));
-  for (const KeyRange& keys : {differences.first, differences.second}) {
-    if (keys.begin >= keys.end) continue;
-    const int64_t end = (keys.end - 1) / kKeys + 1;
-    Rows::Fill(row, visible, keys.begin / kKeys, std::min(end, old_columns));
+  const int64_t rows = std::min(count, previous.q_len - q);
+  if (rows <= 0) return 0;
+  const int64_t old_columns = std::min(work.columns, (previous.kv_len + kKeys - 1) / kKeys);
+  const BlockRanges old(previous, q, rows);
+  // Decoding: rows that exist keep what they show, and get new columns at most.
+  const bool same = visible.SameAs(old);
+  if (same && old_columns == work.columns) return rows;
+  for (int64_t i = 0; i < rows; ++i) {
+    typename Rows::Bits* row = block + i * work.row_stride;
+    if (!same) {
+      const KeyRangePair differences = Differences(visible[i], old[i]);
+      for (const KeyRange& keys : {differences.first, differences.second}) {
+        if (keys.begin >= keys.end) continue;
+        const int64_t end = (keys.end - 1) / kKeys + 1;
+        Rows::Fill(row, visible[i], keys.begin / kKeys, std::min(end, old_columns));
+      }
+    }
+    Rows::Fill(row, visible[i], old_columns, work.columns);
   }
-  Rows::Fill(row, visible, old_columns, columns);
+  return rows;
 }
 
 template <typename Rows>
@@ -222,10 +241,7 @@ void FillRows(const MaskArgs& args, const MaskWork& work, int64_t begin, int64_t
                  const BlockRanges visible(sequence, q, count);
                  int64_t i = 0;
                  if (args.previous) {
-                   for (; i < std::min(count, args.previous->q_len - q); ++i) {
-                     ExtendRow<Rows>(block + i * stride, columns, visible[i], *args.previous,
-                                     q + i);
-                   }
+                   i = ExtendRows<Rows>(block, work, visible, *args.previous, q, count);
                  }
                  for (; i < count; ++i) Rows::Fill(block + i * stride, visible[i], 0, columns);
                });
