@@ -63,13 +63,6 @@ struct PrefillTask {
 
   int64_t Query(int64_t row) const { return (tile.first + row) / plan.group; }
   int64_t Head(int64_t row) const { return kv_head * plan.group + (tile.first + row) % plan.group; }
-  // Address of a row of q, out or lse.
-  template <typename T>
-  T* RowOf(const TensorView& view, int64_t row) const {
-    return view.At<T>(sequence.q_batch * view.stride(0) + Head(row) * view.stride(1) +
-                      (sequence.q_begin + Query(row)) * view.stride(2));
-  }
-
   const AttentionArgs& args;
   const PrefillPlan& plan;
   const PrefillTile& tile;
@@ -82,6 +75,30 @@ struct PrefillTask {
   KeyRange seen_by_all = {0, 0};
 };
 
+// Walks over the rows of a task in q, out or lse, without dividing.
+template <typename T>
+class RowWalk {
+ public:
+  RowWalk(const PrefillTask& task, const TensorView& view, int64_t row = 0)
+      : group_(task.plan.group),
+        head_((task.tile.first + row) % group_),
+        next_head_(view.stride(1)),
+        next_query_(view.stride(2) - (group_ - 1) * view.stride(1)),
+        row_(view.At<T>(task.sequence.q_batch * view.stride(0) + task.Head(row) * view.stride(1) +
+                        (task.sequence.q_begin + task.Query(row)) * view.stride(2))) {}
+  T* Next() {
+    T* row = row_;
+    const bool last = ++head_ == group_;
+    row_ += last ? next_query_ : next_head_;
+    if (last) head_ = 0;
+    return row;
+  }
+
+ private:
+  int64_t group_, head_, next_head_, next_query_;
+  T* row_;
+};
+
 // The packed keys of one tile.
 struct Panels {
   const float* k;
@@ -89,14 +106,30 @@ struct Panels {
   bool v_finite;
 };
 
+// Into the second-level cache or nearer; `bytes` are about to be read or written.
+template <bool kWrite>
+HWY_INLINE void Prefetch(const void* address, int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  for (int64_t i = 0; i < bytes; i += kLine) {
+    __builtin_prefetch(static_cast<const char*>(address) + i, kWrite ? 1 : 0);
+  }
+}
+
 template <typename T>
 HWY_NOINLINE void LoadQueries(const PrefillTask& task) {
   const DF d;
   const int64_t q_stride = task.plan.q_stride, head_dim = task.args.head_dim();
   const VF scale = hn::Set(d, task.args.Scale());
   float* HWY_RESTRICT q = task.s.q;
+  // Rows of neighbouring heads lie far apart: the hardware does not see them coming.
+  constexpr int64_t kAhead = 8;
+  RowWalk<T> rows(task, task.args.q), ahead(task, task.args.q);
+  const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
+  for (int64_t r = 0; r < std::min(kAhead, task.rows); ++r)
+    Prefetch<false>(ahead.Next(), row_bytes);
   for (int64_t r = 0; r < task.rows; ++r) {
-    const T* row = task.RowOf<T>(task.args.q, r);
+    if (r + kAhead < task.rows) Prefetch<false>(ahead.Next(), row_bytes);
+    const T* row = rows.Next();
     for (int64_t i = 0; i < q_stride; i += kLanes) {
       hn::Store(i < head_dim ? hn::Mul(LoadF32Part(row, i / kLanes, head_dim), scale) : hn::Zero(d),
                 d, q + r * q_stride + i);
@@ -274,6 +307,17 @@ HWY_NOINLINE void AccumulateExactly(const PrefillTask& task, const Panels& panel
   }
 }
 
+// The rows of out that a block will write: they arrive while it multiplies.
+HWY_INLINE void PrefetchResults(const PrefillTask& task, int64_t block) {
+  DispatchFloat(task.args.out.dtype, [&]<typename T>() {
+    RowWalk<T> out(task, task.args.out, block * kProductRows);
+    for (int64_t r = block * kProductRows; r < std::min((block + 1) * kProductRows, task.rows);
+         ++r) {
+      Prefetch<true>(out.Next(), task.args.v_head_dim() * static_cast<int64_t>(sizeof(T)));
+    }
+  });
+}
+
 // All rows with one tile of keys. kFull: every row sees all of them, and they are whole vectors;
 // else FindVisible and FindBlocks were called. kModified: more is done to scores than scaling.
 template <bool kFull, bool kModified>
@@ -285,6 +329,7 @@ HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, Key
   const auto end_of = [&](int64_t block) -> int64_t { return kFull ? keys : s.block_end[block]; };
   for (int64_t panel = 0; panel * kPanel < keys; ++panel) {
     for (int64_t block = 0; block < blocks; ++block) {
+      if (panel == 0 && !s.started[block]) PrefetchResults(task, block);
       ScoreRows(task, panels, block * kProductRows, panel, begin_of(block), end_of(block));
     }
   }
@@ -339,12 +384,13 @@ HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, Key
 
 // ---- Results
 
-// Writes rows of accumulators and their states, with the sinks.
+// Writes rows of accumulators and their states, with the sinks. Overwrites sum.
 template <typename T>
 HWY_NOINLINE void StoreRows(const PrefillTask& task, const float* HWY_RESTRICT acc,
-                            const float* HWY_RESTRICT max, const float* HWY_RESTRICT sum) {
+                            const float* HWY_RESTRICT max, float* HWY_RESTRICT sum) {
   const DF d;
   const int64_t v_head_dim = task.args.v_head_dim();
+  RowWalk<T> outs(task, task.args.out);
   for (int64_t r = 0; r < task.rows; ++r) {
     SoftmaxState state = {max[r], sum[r]};
     float scale = 1.0f;
@@ -353,17 +399,20 @@ HWY_NOINLINE void StoreRows(const PrefillTask& task, const float* HWY_RESTRICT a
       scale = state.Merge({sink, ExpDiff(sink, sink)}).self;  // a sink of -inf adds nothing
     }
     const VF normalizer = hn::Set(d, scale * state.Normalizer());
-    T* out = task.RowOf<T>(task.args.out, r);
+    T* out = outs.Next();
     for (int64_t i = 0; i < v_head_dim; i += kLanes) {
       StoreF32(hn::Mul(hn::Load(d, acc + r * task.plan.acc_stride + i), normalizer), out + i,
                std::min<int64_t>(kLanes, v_head_dim - i));
     }
-    if (task.args.lse.present()) *task.RowOf<float>(task.args.lse, r) = state.LogSumExp();
+    sum[r] = state.LogSumExp();
   }
+  if (!task.args.lse.present()) return;
+  RowWalk<float> lse(task, task.args.lse);
+  for (int64_t r = 0; r < task.rows; ++r) *lse.Next() = sum[r];
 }
 
 // The results of a task that saw all its keys, or of merged pieces.
-void Finish(const PrefillTask& task, const float* acc, const float* max, const float* sum) {
+void Finish(const PrefillTask& task, const float* acc, const float* max, float* sum) {
   DispatchFloat(task.args.out.dtype, [&]<typename T>() { StoreRows<T>(task, acc, max, sum); });
 }
 
@@ -407,16 +456,14 @@ void StartRows(PrefillTask& task) {
   std::fill_n(s.factor, task.plan.tile_rows, 1.0f);
   std::fill_n(s.started, task.plan.tile_rows / kProductRows, false);
   KeyRange all = {task.tile.key_begin, task.tile.key_end};
-  for (int64_t r = 0; r < task.rows; ++r) {
-    KeyRange& visible = s.visible[r];
-    if (r > 0 && task.Query(r) == task.Query(r - 1)) {
-      visible = s.visible[r - 1];
-      continue;
-    }
-    visible = task.sequence.rule.Range(task.Query(r));
+  for (int64_t r = 0; r < task.rows;) {
+    const int64_t query = task.Query(r);
+    KeyRange visible = task.sequence.rule.Range(query);
     visible.begin = std::max(visible.begin, task.tile.key_begin);
     visible.end = std::min(visible.end, task.tile.key_end);
     all = {std::max(all.begin, visible.begin), std::min(all.end, visible.end)};
+    const int64_t end = std::min((query + 1) * task.plan.group - task.tile.first, task.rows);
+    while (r < end) s.visible[r++] = visible;
   }
   task.seen_by_all = all;
 }
