@@ -6,7 +6,8 @@
 //            4 * Hq * keys * D, all done in f32.
 //            hot: one cache, read again and again; cold: caches in rotation, together beyond the
 //            last-level cache.
-//   Prefill  q_len = kv_len, causal. GFLOP_s counts the visible half. of_fma: over the FMA rate.
+//   Prefill  q_len = kv_len, causal, everything in one dtype. GFLOP_s counts the visible half.
+//   of_fma: over the FMA rate.
 //            of_sgemm: over oneDNN's f32 product of 512 x 2048 x 2048.
 //
 // One thread is timed by its processor time, so that a busy machine disturbs less; several threads
@@ -46,9 +47,9 @@ int AllThreads() { return DescribeCpu().cores; }
 // Tensors of one call, K and V in `copies` independent caches.
 class Problem {
  public:
-  Problem(const HeadShape& shape, DType dtype, int64_t q_len, int64_t keys, int copies)
+  Problem(const HeadShape& shape, DType q_type, DType dtype, int64_t q_len, int64_t keys,
+          int copies)
       : allocator_(MakeHostAllocator()) {
-    const DType q_type = DType::kF32;
     TensorView q = Make(q_type, {1, shape.q_heads, q_len, shape.head_dim});
     TensorView out = Make(q_type, {1, shape.q_heads, q_len, shape.head_dim});
     for (int i = 0; i < copies; ++i) {
@@ -139,7 +140,7 @@ void Decode(benchmark::State& state, const HeadShape& shape, DType dtype, int64_
                std::to_string(keys) + (cold ? "cold" : "hot") + std::to_string(threads));
   if (cached.problem == nullptr) {
     cached.bandwidth = MeasureReadBandwidth(threads, bytes * copies);
-    cached.problem = std::make_unique<Problem>(shape, dtype, 1, keys, copies);
+    cached.problem = std::make_unique<Problem>(shape, DType::kF32, dtype, 1, keys, copies);
   }
   const double bandwidth = cached.bandwidth;
   const Problem& problem = *cached.problem;
@@ -192,7 +193,7 @@ double SgemmRate(int threads) {
 
 void Prefill(benchmark::State& state, const HeadShape& shape, DType dtype, int64_t length,
              int threads) {
-  Problem problem(shape, dtype, length, length, 1);
+  Problem problem(shape, dtype, dtype, length, length, 1);
   Runner runner(threads, problem.calls()[0]);
   for (auto _ : state) {
     if (!runner.Run(problem.calls()[0])) state.SkipWithError("run failed");

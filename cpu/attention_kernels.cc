@@ -35,10 +35,10 @@ absl::Status CheckPlain(const AttentionArgs& args) {
 
 template <>
 KernelList<AttentionArgs> Kernels<AttentionArgs>() {
-  static const std::array<Kernel<AttentionArgs>, 7> kKernels = {
-      AttentionDecode(Isa::kAvx512), AttentionPrefill(Isa::kAvx512), AttentionDecode(Isa::kAvx2),
-      AttentionPrefill(Isa::kAvx2),  AttentionDecode(Isa::kScalar),  AttentionPrefill(Isa::kScalar),
-      AttentionReference(),
+  static const std::array<Kernel<AttentionArgs>, 8> kKernels = {
+      AttentionDecode(Isa::kAvx512),  AttentionPrefillBf16Dot(),    AttentionPrefill(Isa::kAvx512),
+      AttentionDecode(Isa::kAvx2),    AttentionPrefill(Isa::kAvx2), AttentionDecode(Isa::kScalar),
+      AttentionPrefill(Isa::kScalar), AttentionReference(),
   };
   return kKernels;
 }

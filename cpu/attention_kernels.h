@@ -32,4 +32,7 @@ Kernel<AttentionArgs> AttentionDecode(Isa isa);
 // Many query rows: tiles of queries x keys as small matrix products (attention_prefill.cc).
 Kernel<AttentionArgs> AttentionPrefill(Isa isa);
 
+// The same through bf16 dot products, where q, k and v are bf16 and the processor has them.
+Kernel<AttentionArgs> AttentionPrefillBf16Dot();
+
 }  // namespace tandem::cpu

@@ -32,6 +32,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
 
 #include "core/dtype.h"
 #include "core/kernel.h"
@@ -115,10 +118,12 @@ HWY_INLINE void Prefetch(const void* address, int64_t bytes) {
   }
 }
 
-template <typename T>
+// kPairs: pairs of bf16 as they are; the product with K is scaled instead.
+template <typename T, bool kPairs>
 HWY_NOINLINE void LoadQueries(const PrefillTask& task) {
   const DF d;
   const int64_t q_stride = task.plan.q_stride, head_dim = task.args.head_dim();
+  const int64_t depth = task.plan.k_depth;
   const VF scale = hn::Set(d, task.args.Scale());
   float* HWY_RESTRICT q = task.s.q;
   // Rows of neighbouring heads lie far apart: the hardware does not see them coming.
@@ -131,8 +136,15 @@ HWY_NOINLINE void LoadQueries(const PrefillTask& task) {
     if (r + kAhead < task.rows) Prefetch<false>(ahead.Next(), row_bytes);
     const T* row = rows.Next();
     for (int64_t i = 0; i < q_stride; i += kLanes) {
-      hn::Store(i < head_dim ? hn::Mul(LoadF32Part(row, i / kLanes, head_dim), scale) : hn::Zero(d),
-                d, q + r * q_stride + i);
+      VF x = hn::Zero(d);
+      if (i < depth) {
+        if constexpr (kPairs) {
+          x = LoadPairs(row, i / kLanes, head_dim);
+        } else {
+          x = hn::Mul(LoadF32Part(row, i / kLanes, head_dim), scale);
+        }
+      }
+      hn::Store(x, d, q + r * q_stride + i);
     }
   }
   std::fill(q + task.rows * q_stride, q + task.padded_rows * q_stride, 0.0f);
@@ -181,10 +193,15 @@ void FindRows(const AttentionArgs& args, const AttentionSequence& sequence, int6
 }
 
 // Packs such keys. Returns whether V is finite.
+template <bool kPairs>
 bool PackTile(const AttentionArgs& args, const AttentionSequence& sequence, int64_t batch,
               int64_t kv_head, KeyRange keys, float* k, float* v) {
   KeyRows rows;
   FindRows(args, sequence, batch, kv_head, keys, rows);
+  if constexpr (kPairs) {
+    PackKeyPairs(rows, keys.end - keys.begin, args.head_dim(), k);
+    return PackValuePairs(rows, keys.end - keys.begin, args.v_head_dim(), v);
+  }
   const auto pack = [&]<typename T>() {
     PackKeys<T>(rows, keys.end - keys.begin, args.head_dim(), k);
     return PackValues<T>(rows, keys.end - keys.begin, args.v_head_dim(), v);
@@ -197,28 +214,58 @@ bool PackTile(const AttentionArgs& args, const AttentionSequence& sequence, int6
 // ---- One tile of keys
 
 // S of rows [row, row + 6) for vectors covering keys [begin, end) of one panel.
+template <bool kPairs>
 HWY_INLINE void ScoreRows(const PrefillTask& task, const Panels& panels, int64_t row, int64_t panel,
-                          int64_t begin, int64_t end) {
+                          int64_t begin, int64_t end, float scale) {
   const PrefillScratch& s = task.s;
   const int64_t first = std::max<int64_t>(begin - panel * kPanel, 0) / kLanes;
   const int64_t last = (std::min(end - panel * kPanel, kPanel) + kLanes - 1) / kLanes;
   if (first >= last) return;
-  Product<kProductRows>(s.q + row * task.plan.q_stride, task.plan.q_stride,
-                        panels.k + panel * kPanel * task.plan.head_dim, task.plan.head_dim,
-                        s.scores + row * kPrefillKeyTile + panel * kPanel, kPrefillKeyTile, nullptr,
-                        first, last);
+  Product<kProductRows, kPairs>(s.q + row * task.plan.q_stride, task.plan.q_stride,
+                                panels.k + panel * kPanel * task.plan.k_depth, task.plan.k_depth,
+                                s.scores + row * kPrefillKeyTile + panel * kPanel, kPrefillKeyTile,
+                                nullptr, scale, first, last);
 }
 
-// O of kRows rows from `row` on, over keys [begin, end) of the tile.
-template <int kRows>
+// O of kRows rows from `row` on, over keys [begin, end) of the tile. kPairs: whole pairs of keys;
+// the weight of a key too many is 0.
+template <int kRows, bool kPairs>
 HWY_INLINE void AccumulateRows(const PrefillTask& task, const Panels& panels, int64_t row,
                                int64_t panel, int64_t begin, int64_t end, const float* factor) {
   const PrefillScratch& s = task.s;
   const int64_t columns = std::min(task.args.v_head_dim() - panel * kPanel, kPanel);
-  Product<kRows>(s.scores + row * kPrefillKeyTile + begin, kPrefillKeyTile,
-                 panels.v + (panel * kPrefillKeyTile + begin) * kPanel, end - begin,
-                 s.acc + row * task.plan.acc_stride + panel * kPanel, task.plan.acc_stride, factor,
-                 0, (columns + kLanes - 1) / kLanes);
+  if constexpr (kPairs) {
+    begin = begin / 2;
+    end = (end + 1) / 2;
+  }
+  Product<kRows, kPairs>(s.scores + row * kPrefillKeyTile + begin, kPrefillKeyTile,
+                         panels.v + (panel * task.plan.v_depth + begin) * kPanel, end - begin,
+                         s.acc + row * task.plan.acc_stride + panel * kPanel, task.plan.acc_stride,
+                         factor, 1.0f, 0, (columns + kLanes - 1) / kLanes);
+}
+
+// One row over exactly keys [begin, end) of the tile, not their neighbours in pairs.
+HWY_INLINE void AccumulatePairsExactly(const PrefillTask& task, const Panels& panels, int64_t row,
+                                       int64_t panel, int64_t begin, int64_t end, float factor) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> du;
+  const int64_t columns = std::min(task.args.v_head_dim() - panel * kPanel, kPanel);
+  const uint16_t* weights =
+      reinterpret_cast<const uint16_t*>(task.s.scores + row * kPrefillKeyTile);
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    float* acc = task.s.acc + row * task.plan.acc_stride + panel * kPanel + i;
+    VF total = hn::Mul(hn::Load(d, acc), hn::Set(d, factor));
+    for (int64_t j = begin; j < end; ++j) {
+      const float* pairs = panels.v + (panel * task.plan.v_depth + j / 2) * kPanel + i;
+      const auto bits = hn::BitCast(du, hn::LoadU(d, pairs));
+      const auto value =
+          j % 2 == 0 ? hn::ShiftLeft<16>(bits) : hn::And(bits, hn::Set(du, 0xFFFF0000u));
+      uint16_t weight;
+      std::memcpy(&weight, weights + j, sizeof weight);
+      total = hn::MulAdd(hn::Set(d, ToFloat(BF16{weight})), hn::BitCast(d, value), total);
+    }
+    hn::Store(total, d, acc);
+  }
 }
 
 // begin, end: keys of the tile [keys.begin, keys.end) that each row sees, relative to it; bits:
@@ -285,6 +332,7 @@ HWY_NOINLINE void UpdateMax(const PrefillScratch& s, int64_t rows) {
 }
 
 // O of a block whose rows do not all see the same keys, when V holds a NaN or an infinity.
+template <bool kPairs>
 HWY_NOINLINE void AccumulateExactly(const PrefillTask& task, const Panels& panels, int64_t block) {
   const PrefillScratch& s = task.s;
   const int64_t first = block * kProductRows;
@@ -294,7 +342,11 @@ HWY_NOINLINE void AccumulateExactly(const PrefillTask& task, const Panels& panel
     float factor = s.factor[r];
     const auto accumulate = [&](int64_t begin, int64_t end) {
       for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim(); ++panel) {
-        AccumulateRows<1>(task, panels, r, panel, begin, end, &factor);
+        if constexpr (kPairs) {
+          AccumulatePairsExactly(task, panels, r, panel, begin, end, factor);
+        } else {
+          AccumulateRows<1, false>(task, panels, r, panel, begin, end, &factor);
+        }
       }
       factor = 1.0f;
     };
@@ -320,17 +372,19 @@ HWY_INLINE void PrefetchResults(const PrefillTask& task, int64_t block) {
 
 // All rows with one tile of keys. kFull: every row sees all of them, and they are whole vectors;
 // else FindVisible and FindBlocks were called. kModified: more is done to scores than scaling.
-template <bool kFull, bool kModified>
+template <bool kFull, bool kModified, bool kPairs>
 HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, KeyRange tile) {
   const PrefillScratch& s = task.s;
   const int64_t keys = tile.end - tile.begin;
   const int64_t blocks = task.padded_rows / kProductRows;
+  const float scale = task.args.Scale();
   const auto begin_of = [&](int64_t block) -> int64_t { return kFull ? 0 : s.block_begin[block]; };
   const auto end_of = [&](int64_t block) -> int64_t { return kFull ? keys : s.block_end[block]; };
   for (int64_t panel = 0; panel * kPanel < keys; ++panel) {
     for (int64_t block = 0; block < blocks; ++block) {
       if (panel == 0 && !s.started[block]) PrefetchResults(task, block);
-      ScoreRows(task, panels, block * kProductRows, panel, begin_of(block), end_of(block));
+      ScoreRows<kPairs>(task, panels, block * kProductRows, panel, begin_of(block), end_of(block),
+                        scale);
     }
   }
   for (int64_t block = 0; block < blocks; ++block) {
@@ -362,22 +416,22 @@ HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, Key
     const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
     const int64_t end_row = std::min((block + 1) * kProductRows, task.rows);
     for (int64_t r = block * kProductRows; r < end_row; ++r) {
-      RowExp(s.scores + r * kPrefillKeyTile + first, last - first, s.max[r], s.factor[r],
-             s.sum + r * kLanes);
+      RowExp<kPairs>(s.scores + r * kPrefillKeyTile, first, last, s.max[r], s.factor[r],
+                     s.sum + r * kLanes);
     }
   }
   const bool exactly = !kFull && !panels.v_finite;
   for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim() && !exactly; ++panel) {
     for (int64_t block = 0; block < blocks; ++block) {
       if (begin_of(block) >= end_of(block)) continue;
-      AccumulateRows<kProductRows>(task, panels, block * kProductRows, panel, begin_of(block),
-                                   end_of(block),
-                                   s.started[block] ? s.factor + block * kProductRows : nullptr);
+      AccumulateRows<kProductRows, kPairs>(
+          task, panels, block * kProductRows, panel, begin_of(block), end_of(block),
+          s.started[block] ? s.factor + block * kProductRows : nullptr);
     }
   }
   for (int64_t block = 0; block < blocks; ++block) {
     if (begin_of(block) >= end_of(block)) continue;
-    if (exactly) AccumulateExactly(task, panels, block);
+    if (exactly) AccumulateExactly<kPairs>(task, panels, block);
     s.started[block] = true;
   }
 }
@@ -468,6 +522,7 @@ void StartRows(PrefillTask& task) {
   task.seen_by_all = all;
 }
 
+template <bool kPairs>
 void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t index, int worker) {
   const PrefillTile& tile = plan.tiles[index / plan.kv_heads];
   PrefillScratch scratch = OfWorker(plan, worker);
@@ -479,7 +534,11 @@ void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t 
   }
   PrefillTask task(args, plan, tile, kv_head, scratch);
   const PrefillScratch& s = task.s;
-  DispatchFloat(args.q.dtype, [&]<typename T>() { LoadQueries<T>(task); });
+  if constexpr (kPairs) {
+    LoadQueries<BF16, true>(task);
+  } else {
+    DispatchFloat(args.q.dtype, [&]<typename T>() { LoadQueries<T, false>(task); });
+  }
   StartRows(task);
 
   KeyRange extent = {tile.key_begin, tile.key_end};
@@ -504,15 +563,16 @@ void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t 
       panels = {plan.packed_k + packed * plan.k_floats(), plan.packed_v + packed * plan.v_floats(),
                 plan.packed_finite[packed]};
     } else {
-      const bool finite = PackTile(args, task.sequence, tile.sequence, kv_head, keys, s.k, s.v);
+      const bool finite =
+          PackTile<kPairs>(args, task.sequence, tile.sequence, kv_head, keys, s.k, s.v);
       panels = {s.k, s.v, finite};
     }
     if (full) {
-      modified ? ProcessTile<true, true>(task, panels, keys)
-               : ProcessTile<true, false>(task, panels, keys);
+      modified ? ProcessTile<true, true, kPairs>(task, panels, keys)
+               : ProcessTile<true, false, kPairs>(task, panels, keys);
     } else {
-      modified ? ProcessTile<false, true>(task, panels, keys)
-               : ProcessTile<false, false>(task, panels, keys);
+      modified ? ProcessTile<false, true, kPairs>(task, panels, keys)
+               : ProcessTile<false, false, kPairs>(task, panels, keys);
     }
   }
 
@@ -549,20 +609,22 @@ bool NothingToWrite(const AttentionArgs& args) {
   return args.out.empty() && (!args.lse.present() || args.lse.empty());
 }
 
+template <bool kPairs>
 absl::Status RunPrefill(const KernelContext& context, const AttentionArgs& args) {
   if (NothingToWrite(args)) return absl::OkStatus();
   ThreadPool& pool = CpuStream::Of(context).pool();
-  PrefillPlan plan = MakePrefillPlan(args, pool.size(), *context.workspace);
+  PrefillPlan plan = MakePrefillPlan(args, kPairs, pool.size(), *context.workspace);
   if (!context.workspace->ok()) return absl::InternalError("attention: workspace too small");
   PlanTiles(args, plan);
   pool.ParallelFor(plan.packed_count * plan.kv_heads, [&](int64_t index, int) {
     const PackedTile& tile = plan.packed[index / plan.kv_heads];
-    plan.packed_finite[index] = PackTile(
+    plan.packed_finite[index] = PackTile<kPairs>(
         args, args.Sequence(tile.sequence), tile.sequence, index % plan.kv_heads, tile.keys,
         plan.packed_k + index * plan.k_floats(), plan.packed_v + index * plan.v_floats());
   });
-  pool.ParallelFor(plan.tile_count * plan.kv_heads,
-                   [&](int64_t index, int worker) { RunPrefillTask(args, plan, index, worker); });
+  pool.ParallelFor(plan.tile_count * plan.kv_heads, [&](int64_t index, int worker) {
+    RunPrefillTask<kPairs>(args, plan, index, worker);
+  });
   if (plan.max_pieces > 1) {
     pool.ParallelFor(plan.tile_count * plan.kv_heads, [&](int64_t index, int) {
       const PrefillTile& tile = plan.tiles[index / plan.kv_heads];
@@ -579,10 +641,11 @@ absl::Status RunPrefill(const KernelContext& context, const AttentionArgs& args)
   return absl::OkStatus();
 }
 
+template <bool kPairs>
 int64_t PrefillWorkspaceBytes(const KernelContext& context, const AttentionArgs& args) {
   if (NothingToWrite(args)) return 0;
   Workspace counting = Workspace::Counting();
-  MakePrefillPlan(args, CpuStream::Of(context).pool().size(), counting);
+  MakePrefillPlan(args, kPairs, CpuStream::Of(context).pool().size(), counting);
   return counting.bytes_used();
 }
 
@@ -600,20 +663,38 @@ absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   return CheckContiguousRows(args);
 }
 
+absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& args) {
+  TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
+  if (!CpuStream::Of(context).features().avx512_bf16) {
+    return Unimplemented("needs a processor with bf16 dot products (AVX512_BF16)");
+  }
+  for (const auto& [name, view] :
+       {std::pair("q", &args.q), std::pair("k", &args.k), std::pair("k_new", &args.k_new)}) {
+    if (!view->present() || view->dtype == DType::kBF16) continue;
+    return Unimplemented(name, ": needs bf16, got ", std::string(Name(view->dtype)));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Kernel<AttentionArgs> AttentionPrefill(Isa isa) {
   switch (isa) {
     case Isa::kAvx512:
       return {"prefill_avx512", DeviceKind::kCpu, Supports<Isa::kAvx512>,
-              N_AVX3::PrefillWorkspaceBytes, N_AVX3::RunPrefill};
+              N_AVX3::PrefillWorkspaceBytes<false>, N_AVX3::RunPrefill<false>};
     case Isa::kAvx2:
-      return {"prefill_avx2", DeviceKind::kCpu, Supports<Isa::kAvx2>, N_AVX2::PrefillWorkspaceBytes,
-              N_AVX2::RunPrefill};
+      return {"prefill_avx2", DeviceKind::kCpu, Supports<Isa::kAvx2>,
+              N_AVX2::PrefillWorkspaceBytes<false>, N_AVX2::RunPrefill<false>};
     default:
       return {"prefill_scalar", DeviceKind::kCpu, Supports<Isa::kScalar>,
-              TANDEM_N_SCALAR::PrefillWorkspaceBytes, TANDEM_N_SCALAR::RunPrefill};
+              TANDEM_N_SCALAR::PrefillWorkspaceBytes<false>, TANDEM_N_SCALAR::RunPrefill<false>};
   }
+}
+
+Kernel<AttentionArgs> AttentionPrefillBf16Dot() {
+  return {"prefill_bf16dot", DeviceKind::kCpu, SupportsPairs, N_AVX3::PrefillWorkspaceBytes<true>,
+          N_AVX3::RunPrefill<true>};
 }
 
 }  // namespace tandem::cpu

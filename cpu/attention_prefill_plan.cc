@@ -31,18 +31,20 @@ KeyRange VisibleExtent(const MaskRule& rule, int64_t first_query, int64_t last_q
   return {std::min(begin, end), end};
 }
 
-PrefillPlan MakePrefillPlan(const AttentionArgs& args, int64_t workers, Workspace& workspace) {
+PrefillPlan MakePrefillPlan(const AttentionArgs& args, bool pairs, int64_t workers,
+                            Workspace& workspace) {
   PrefillPlan plan = {};
   plan.group = args.group();
   plan.kv_heads = args.kv_heads();
-  plan.head_dim = args.head_dim();
+  plan.k_depth = pairs ? CeilDiv(args.head_dim(), 2) : args.head_dim();
+  plan.v_depth = pairs ? kPrefillKeyTile / 2 : kPrefillKeyTile;
   const bool packed_queries = args.q_offsets.present();
   const int64_t rows = plan.group * args.q_len();
   const int64_t batch = args.batch();
   plan.tile_rows = TileRows(rows, (packed_queries ? 1 : batch) * plan.kv_heads);
   const int64_t row_tiles = CeilDiv(rows, plan.tile_rows);
   const int64_t tiles = packed_queries ? row_tiles + batch : batch * row_tiles;
-  plan.q_stride = RoundUpTo(plan.head_dim, 16);
+  plan.q_stride = RoundUpTo(plan.k_depth, 16);
   plan.acc_stride = std::max(RoundUpTo(args.v_head_dim(), kPrefillPanel), kPrefillPanel);
 
   const int64_t tasks = std::max<int64_t>(tiles * plan.kv_heads, 1);

@@ -83,8 +83,8 @@ struct PrefillScratch {
   float* q;              // [tile_rows][q_stride]
   float* scores;         // [tile_rows][kPrefillKeyTile]
   float* acc;            // [tile_rows][acc_stride]
-  float* k;              // [kPrefillKeyTile / kPrefillPanel][D][kPrefillPanel]
-  float* v;              // [acc_stride / kPrefillPanel][kPrefillKeyTile][kPrefillPanel]
+  float* k;              // [kPrefillKeyTile / kPrefillPanel][k_depth][kPrefillPanel]
+  float* v;              // [acc_stride / kPrefillPanel][v_depth][kPrefillPanel]
   float* sum;            // [tile_rows][16] partial sums
   float* max;            // [tile_rows]
   float* next_max;       // [tile_rows]
@@ -102,6 +102,8 @@ struct PrefillPlan {
   int64_t group;
   int64_t kv_heads;
   int64_t tile_rows;   // a multiple of kPrefillRowBlock and of 16
+  int64_t k_depth;     // rows of a panel of K: D, or as many pairs
+  int64_t v_depth;     // rows of a panel of V: kPrefillKeyTile, or as many pairs
   int64_t q_stride;    // floats
   int64_t acc_stride;  // floats, whole panels
   int64_t max_tiles;
@@ -126,13 +128,13 @@ struct PrefillPlan {
   int64_t FirstPacked(int64_t sequence) const {
     return max_packed > 0 ? first_packed[sequence] : -1;
   }
-  int64_t k_floats() const { return kPrefillKeyTile * head_dim; }
-  int64_t v_floats() const { return kPrefillKeyTile * acc_stride; }
-  int64_t head_dim;
+  int64_t k_floats() const { return kPrefillKeyTile * k_depth; }
+  int64_t v_floats() const { return v_depth * acc_stride; }
 };
 
-// Everything that follows from the shapes, and the memory.
-PrefillPlan MakePrefillPlan(const AttentionArgs& args, int64_t workers, Workspace& workspace);
+// Everything that follows from the shapes, and the memory. pairs: see attention_prefill_tile-inl.h.
+PrefillPlan MakePrefillPlan(const AttentionArgs& args, bool pairs, int64_t workers,
+                            Workspace& workspace);
 
 // Fills the lists from the lengths of the sequences. Needs the memory.
 void PlanTiles(const AttentionArgs& args, PrefillPlan& plan);

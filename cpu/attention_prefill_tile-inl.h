@@ -8,6 +8,10 @@
 // So both products are C[6 rows][NV vectors] += A[6][depth] * panel[depth][NV vectors], with A
 // broadcast from its row-major place: 24 accumulators on AVX-512, 12 on AVX2, and (NV + 6) loads
 // per 6 * NV multiply-adds.
+//
+// Pairs: where everything is bf16 and the processor multiplies pairs of bf16 (vdpbf16ps: exact
+// products, f32 sums, subnormal numbers as zero), rows of the panels come in pairs, two bf16 in the
+// place of one f32, and so do the elements of A. Nothing else changes; depths are halved.
 #if defined(TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_
 #undef TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_
@@ -160,14 +164,86 @@ HWY_NOINLINE bool PackValues(const KeyRows& source, int64_t keys, int64_t v_head
   return hn::AllTrue(d, hn::Eq(check, zero));
 }
 
+// Pairs of bf16, as bits in the place of one f32.
+
+// Vector number i of a row of n bf16, two per lane. Behind the last one, zeros.
+HWY_INLINE VF LoadPairs(const BF16* HWY_RESTRICT row, int64_t i, int64_t n) {
+  const DF d;
+  const BF16* p = row + i * 2 * kLanes;
+  const int64_t left = n - i * 2 * kLanes;
+  if (left >= 2 * kLanes) return hn::LoadU(d, reinterpret_cast<const float*>(p));
+  HWY_ALIGN float padded[kLanes] = {};
+  std::memcpy(padded, p, static_cast<size_t>(left) * sizeof(BF16));
+  return hn::Load(d, padded);
+}
+
+// As PackKeys; a row of the result holds dimensions 2 i and 2 i + 1.
+HWY_NOINLINE void PackKeyPairs(const KeyRows& source, int64_t keys, int64_t head_dim,
+                               float* HWY_RESTRICT out) {
+  const DF d;
+  const int64_t depth = (head_dim + 1) / 2;
+  for (int64_t key = 0; key < keys; key += kLanes) {
+    float* HWY_RESTRICT panel = out + key / kPanel * kPanel * depth + key % kPanel;
+    for (int64_t i = 0; i < depth; i += kLanes) {
+      VF rows[kLanes];
+      for (int j = 0; j < kLanes; ++j) {
+        rows[j] = key + j < keys
+                      ? LoadPairs(static_cast<const BF16*>(source.k[key + j]), i / kLanes, head_dim)
+                      : hn::Zero(d);
+      }
+      TransposeStore(rows, depth - i, panel + i * kPanel);
+    }
+  }
+}
+
+// As PackValues; a row of the result holds keys 2 i and 2 i + 1, an odd last key beside zeros.
+HWY_NOINLINE bool PackValuePairs(const KeyRows& source, int64_t keys, int64_t v_head_dim,
+                                 float* HWY_RESTRICT out) {
+  const DF d;
+  const VF zero = hn::Zero(d);
+  VF check = zero;  // as in PackValues
+  for (int64_t key = 0; key < keys; key += 2) {
+    const bool both = key + 1 < keys;
+    const BF16* even = static_cast<const BF16*>(source.v[key]);
+    const BF16* odd = both ? static_cast<const BF16*>(source.v[key + 1]) : nullptr;
+    for (int64_t i = 0; i < v_head_dim; i += kLanes) {
+      const hn::RebindToUnsigned<DF> du;
+      const VF low = LoadF32Part(even, i / kLanes, v_head_dim);
+      const VF high = both ? LoadF32Part(odd, i / kLanes, v_head_dim) : zero;
+      const VF pair =
+          hn::BitCast(d, hn::Or(hn::ShiftRight<16>(hn::BitCast(du, low)), hn::BitCast(du, high)));
+      hn::StoreU(pair, d,
+                 out + (i / kPanel * (kPrefillKeyTile / 2) + key / 2) * kPanel + i % kPanel);
+      check = hn::MulAdd(low, zero, hn::MulAdd(high, zero, check));
+    }
+  }
+  return hn::AllTrue(d, hn::Eq(check, zero));
+}
+
 // ---- Product
 
-// c[r][0 .. NV vectors) = factor[r] * c[r] + sum over k < depth of a[r][k] * b[k], for kRows rows.
-// Without factor, c is not read.
-template <int kRows, int NV>
+// c = a * b + c. kPairs: each lane is a pair of bf16, whose two products are added to c.
+template <bool kPairs>
+HWY_INLINE VF MulAddLanes(VF a, VF b, VF c) {
+#if HWY_TARGET == HWY_AVX3
+  if constexpr (kPairs) {
+    // Written out: Highway has no target with this instruction and without others that the
+    // processor may lack; supports() checks for it.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c.raw) : "v"(b.raw), "v"(a.raw));
+    return c;
+  }
+#else
+  static_assert(!kPairs);
+#endif
+  return hn::MulAdd(a, b, c);
+}
+
+// c[r][0 .. NV vectors) = factor[r] * c[r] + scale * sum over k < depth of a[r][k] * b[k], for
+// kRows rows. Without factor, c is not read. scale is 1 but for pairs without factor.
+template <int kRows, int NV, bool kPairs>
 HWY_INLINE void ProductBlock(const float* HWY_RESTRICT a, int64_t lda, const float* HWY_RESTRICT b,
                              int64_t depth, float* HWY_RESTRICT c, int64_t ldc,
-                             const float* HWY_RESTRICT factor) {
+                             const float* HWY_RESTRICT factor, float scale) {
   const DF d;
   VF acc[kRows * NV];
   TANDEM_UNROLL
@@ -187,8 +263,14 @@ HWY_INLINE void ProductBlock(const float* HWY_RESTRICT a, int64_t lda, const flo
     for (int r = 0; r < kRows; ++r) {
       const VF av = hn::Set(d, a[r * lda + k]);
       TANDEM_UNROLL
-      for (int n = 0; n < NV; ++n) acc[r * NV + n] = hn::MulAdd(av, bv[n], acc[r * NV + n]);
+      for (int n = 0; n < NV; ++n) {
+        acc[r * NV + n] = MulAddLanes<kPairs>(av, bv[n], acc[r * NV + n]);
+      }
     }
+  }
+  if (kPairs && factor == nullptr) {
+    TANDEM_UNROLL
+    for (int i = 0; i < kRows * NV; ++i) acc[i] = hn::Mul(acc[i], hn::Set(d, scale));
   }
   TANDEM_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -198,26 +280,23 @@ HWY_INLINE void ProductBlock(const float* HWY_RESTRICT a, int64_t lda, const flo
 }
 
 // The same for vectors [begin, end) of one panel.
-template <int kRows>
+template <int kRows, bool kPairs>
 HWY_NOINLINE void Product(const float* HWY_RESTRICT a, int64_t lda, const float* HWY_RESTRICT b,
                           int64_t depth, float* HWY_RESTRICT c, int64_t ldc,
-                          const float* HWY_RESTRICT factor, int64_t begin, int64_t end) {
+                          const float* HWY_RESTRICT factor, float scale, int64_t begin,
+                          int64_t end) {
   constexpr int NV = kProductVectors;
+  const auto block = [&]<int kVectors>(int64_t n) HWY_ATTR {
+    ProductBlock<kRows, kVectors, kPairs>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc,
+                                          factor, scale);
+  };
   int64_t n = begin;
-  for (; n + NV <= end; n += NV) {
-    ProductBlock<kRows, NV>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
+  for (; n + NV <= end; n += NV) block.template operator()<NV>(n);
+  if constexpr (NV > 2) {
+    if (end - n == 3) return block.template operator()<3>(n);
+    if (end - n == 2) return block.template operator()<2>(n);
   }
-  if (NV > 2 && end - n == 3) {
-    ProductBlock<kRows, 3>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
-    return;
-  }
-  if (NV > 2 && end - n == 2) {
-    ProductBlock<kRows, 2>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
-    return;
-  }
-  if (n < end) {
-    ProductBlock<kRows, 1>(a, lda, b + n * kLanes, depth, c + n * kLanes, ldc, factor);
-  }
+  if (n < end) block.template operator()<1>(n);
 }
 
 // ---- Softmax
@@ -230,15 +309,26 @@ HWY_INLINE float RowMax(const float* HWY_RESTRICT scores, int64_t count, float m
   return hn::GetLane(hn::MaxOfLanes(d, max));
 }
 
-// scores = exp(scores - max); sum (kLanes partial sums) = sum * factor + the new weights.
-HWY_INLINE void RowExp(float* HWY_RESTRICT scores, int64_t count, float max, float factor,
-                       float* HWY_RESTRICT sum) {
+// scores = exp(scores - max); sum (kLanes partial sums) = sum * factor + the new weights. kPairs:
+// the weights of scores [first, last) are written as bf16 numbers first .. last - 1 from `scores`
+// on, the sum is of the unrounded ones.
+template <bool kPairs>
+HWY_INLINE void RowExp(float* HWY_RESTRICT scores, int64_t first, int64_t last, float max,
+                       float factor, float* HWY_RESTRICT sum) {
   const DF d;
   const VF vmax = hn::Set(d, max == kNegInf ? 0.0f : max);
   VF total = hn::Mul(hn::Load(d, sum), hn::Set(d, factor));
-  for (int64_t i = 0; i < count; i += kLanes) {
+  for (int64_t i = first; i < last; i += kLanes) {
     const VF p = ExpNonPositive(hn::Sub(hn::Load(d, scores + i), vmax));
-    hn::Store(p, d, scores + i);
+#if HWY_TARGET == HWY_AVX3
+    if constexpr (kPairs) {  // never ahead of the scores still to be read
+      const hn::Half<DF> dh;
+      hn::Vec<hn::Half<DF>> rounded;
+      asm("vcvtneps2bf16 %1, %0" : "=v"(rounded.raw) : "v"(p.raw));
+      hn::StoreU(rounded, dh, scores + i / 2);
+    }
+#endif
+    if constexpr (!kPairs) hn::Store(p, d, scores + i);
     total = hn::Add(total, p);
   }
   hn::Store(total, d, sum);
