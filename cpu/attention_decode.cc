@@ -2,22 +2,31 @@
 // read once for all query heads of its group (and all queries).
 //
 // Algorithm: flash-decoding (Dao et al. 2023) with grouped heads packed as in vLLM's CPU kernel.
-// The Hq / Hkv * Sq query rows that share a key/value head form one block. The visible keys are cut
-// into chunks; a chunk runs in tiles of 32 to 128 keys: scores, online softmax, weighted values
-// (attention_decode_tile-inl.h). Every chunk leaves (max, sum, acc) of its rows, and whoever
-// finishes the last chunk of a key/value head merges them in order (core/ops/online_softmax.h).
+// The Hq / Hkv * Sq query rows that share a key/value head are cut into blocks of up to 8. The
+// visible keys are cut into chunks; a chunk runs in tiles of 16 to 64 keys: scores, online softmax,
+// weighted values (attention_decode_tile-inl.h). Every chunk leaves (max, sum, acc) of its rows,
+// and whoever finishes the last chunk of a key/value head merges them in order
+// (core/ops/online_softmax.h).
+//
+// Variants are steps around that skeleton, not copies of it. Where keys lie and who sees them is
+// settled when a tile is described (attention_decode_keys-inl.h): pages, new keys, windows, chunks,
+// padding, masks. Soft cap, ALiBi, bias and the scales of i8 work on a tile's scores, which are in
+// the first-level cache anyway. Sinks join when chunks are merged. Ragged batches give every task
+// its own lengths.
 //
 // Tasks: (batch, kv head, chunk). Chunk boundaries depend on the arguments only, never on the
 // number of threads, and merging is in chunk order: results are bit-identical at any thread count.
 //
 // Memory: K and V of the visible keys once, in place, in their own type; partial results of
-// rows * Dv floats per chunk, written and read once. Prefetching covers the turn from K to V and
-// back within a tile. Tiles that only some rows see in full (at most Sq - 1 keys at either end of
-// the range) are masked; keys that no row sees are not read.
+// rows * Dv floats per chunk, written and read once. The scores of a tile are computed before the
+// values of the one before it are used, so that the latency of softmax hides behind multiply-adds,
+// and rows are prefetched about one tile ahead, at the end of a task those of the next. Tiles that
+// no row sees are not read.
 //
-// Range: up to 8 queries and 128 query rows per key/value head (so that rows, scores and
+// Range: up to 16 queries and 128 query rows per key/value head (so that rows, scores and
 // accumulators of a tile stay in the first two cache levels); D, Dv, q rows and out rows contiguous
-// (stride 1); any head sizes, f32/f16/bf16 in any mixture of q, cache, new keys and out.
+// (stride 1); any head sizes, f32/f16/bf16 in any mixture of q, cache, new keys and out, i8 caches;
+// every variant of core/ops/attention.h.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/attention_decode.cc"
 // clang-format off
@@ -36,6 +45,8 @@
 #include "core/ops/attention.h"
 #include "core/ops/online_softmax.h"
 #include "core/status.h"
+#include "cpu/attention_decode_keys-inl.h"
+#include "cpu/attention_decode_scores-inl.h"
 #include "cpu/attention_decode_tile-inl.h"
 #include "cpu/attention_kernels.h"
 #include "cpu/stream.h"
@@ -45,20 +56,24 @@ namespace tandem::cpu::HWY_NAMESPACE {
 
 // How one call is cut up, and where its scratch lies.
 struct DecodePlan {
-  int64_t rows;         // query rows per kv head
+  int64_t rows;         // query rows per kv head, the most of any sequence
   int64_t padded_rows;  // room for the last block
-  int64_t q_stride;     // D in whole vectors
+  int64_t q_stride;     // packed floats per row
   int64_t acc_stride;   // Dv in whole vectors
-  KeyRange any;         // keys that some row sees
-  KeyRange all;         // keys that every row sees (may be empty)
   int64_t chunk;        // keys per chunk
-  int64_t chunks;
-  int64_t heads;  // B * Hkv
+  int64_t chunks;       // per kv head, the most of any sequence
+  int64_t heads;        // B * Hkv
+  int64_t keys;         // visible ones of all sequences
+  int workers;
 
   // Per worker.
-  float* q;       // [padded_rows * q_stride]
-  float* scores;  // [kScoreFloats]
-  float* state;   // [padded_rows][2][kAcc]
+  float* q;         // [padded_rows * q_stride]
+  float* unpacked;  // [kMaxBlockRows * q_stride]
+  float* scores;    // [2][padded_rows][kTileKeys]
+  float* state;     // [padded_rows][2][kLanes]
+  char* tiles;      // [kRing][kTileBytes]
+  // Zeros, a row of V.
+  char* zeros;
   // Per (batch, kv head, chunk).
   float* acc;             // [padded_rows][acc_stride]
   SoftmaxState* partial;  // [rows]
@@ -67,6 +82,11 @@ struct DecodePlan {
 };
 
 int64_t RoundUp(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+// Tiles: being finished, being scored, being fetched.
+constexpr int64_t kRing = 3;
+constexpr int64_t kTileBytes = (sizeof(KeyTile<int8_t>) + 63) / 64 * 64;
+static_assert(sizeof(KeyTile<float>) <= sizeof(KeyTile<int8_t>));
 
 // At least 256 keys per chunk, and no more chunks than give every core of a large machine a few.
 // A function of the problem alone.
@@ -77,211 +97,359 @@ int64_t ChunkKeys(int64_t keys, int64_t heads) {
   return std::max(kMinChunk, RoundUp((keys + chunks - 1) / chunks, kTileKeys));
 }
 
-DecodePlan MakePlan(const AttentionArgs& args, int64_t workers, Workspace& workspace) {
+DecodePlan MakePlan(const AttentionArgs& args, int workers, Workspace& workspace) {
   DecodePlan plan = {};
-  plan.rows = args.group() * args.q_len();
-  plan.padded_rows = plan.rows + kMaxBlockRows;
-  plan.q_stride = RoundUp(args.head_dim(), kLanes);
-  plan.acc_stride = std::max<int64_t>(RoundUp(args.v_head_dim(), kLanes), kLanes);
-  const MaskRule rule = args.Rule();
-  const KeyRange first = rule.Range(0), last = rule.Range(args.q_len() - 1);
-  plan.any = {first.begin, last.end};  // both bounds grow with the query
-  plan.all = {last.begin, first.end};
+  plan.workers = workers;
   plan.heads = args.batch() * args.kv_heads();
-  const int64_t keys = plan.any.end - plan.any.begin;
-  plan.chunk = ChunkKeys(keys, std::max<int64_t>(plan.heads, 1));
-  plan.chunks = std::max<int64_t>(1, (keys + plan.chunk - 1) / plan.chunk);
+  int64_t longest = 0;
+  for (int64_t b = 0; b < args.batch(); ++b) {
+    const DecodeRows rows = MakeDecodeRows(args, b * args.kv_heads());
+    plan.rows = std::max(plan.rows, rows.rows);
+    longest = std::max(longest, rows.any.end - rows.any.begin);
+    plan.keys += (rows.any.end - rows.any.begin) * args.kv_heads();
+    if (!args.ragged()) {  // all sequences are alike
+      plan.keys *= args.batch();
+      break;
+    }
+  }
+  plan.padded_rows = plan.rows + kMaxBlockRows;
+  plan.q_stride = RoundUp(args.head_dim(), kLanes) * 2;
+  plan.acc_stride = std::max<int64_t>(RoundUp(args.v_head_dim(), kLanes), kLanes);
+  plan.chunk = ChunkKeys(longest, std::max<int64_t>(plan.heads, 1));
+  plan.chunks = std::max<int64_t>(1, (longest + plan.chunk - 1) / plan.chunk);
   const int64_t tasks = plan.heads * plan.chunks;
   plan.q = workspace.Take<float>(workers * plan.padded_rows * plan.q_stride);
-  plan.scores = workspace.Take<float>(workers * kScoreFloats);
-  plan.state = workspace.Take<float>(workers * plan.padded_rows * 2 * kAcc);
+  plan.unpacked = workspace.Take<float>(workers * kMaxBlockRows * plan.q_stride);
+  plan.scores = workspace.Take<float>(workers * 2 * plan.padded_rows * kTileKeys);
+  plan.state = workspace.Take<float>(workers * plan.padded_rows * 2 * kLanes);
+  plan.tiles = workspace.Take<char>(workers * kRing * kTileBytes);
+  plan.zeros = workspace.Take<char>(plan.acc_stride * static_cast<int64_t>(sizeof(float)));
   plan.acc = workspace.Take<float>(tasks * plan.padded_rows * plan.acc_stride);
   plan.partial = workspace.Take<SoftmaxState>(tasks * plan.rows);
   plan.finished = workspace.Take<std::atomic<int64_t>>(plan.heads);
   return plan;
 }
 
-// Rows of the block that starts at `row`: the largest power of two that is not half empty.
+// The query rows of one block and what has been computed for them.
+struct RowBlock {
+  int rows;        // real ones; the others are zero and ignored
+  int padded;      // 1, 2, 4 or 8
+  int first_row;   // index of the first among the rows of the kv head
+  const float* q;  // see PackBlock
+  float* acc;      // [padded][acc_stride]
+  float* max;      // [kLanes], see Softmax
+  float* sum;      // [kLanes]
+  float* scores;   // [2][kTileKeys][padded]
+};
+
+// What the steps of one task share.
+struct DecodeTask {
+  const AttentionArgs* args;
+  const DecodePlan* plan;
+  DecodeRows rows;
+  RowBlock* blocks;
+  int num_blocks;
+  ScoreRules rules;
+};
+
+// Rows of the block that starts at `row`: the least power of two that holds what is left, up to 8.
 int BlockRows(int64_t rows_left) {
   if (rows_left > 4 && kMaxBlockRows >= 8) return 8;
-  if (rows_left > 2) return 4;
-  return static_cast<int>(rows_left);
+  if (rows_left > 2 && kMaxBlockRows >= 4) return 4;
+  return static_cast<int>(std::min<int64_t>(rows_left, std::min(2, kMaxBlockRows)));
 }
 
-// Element offset of query row `row` (query * group + head of the group) in q, out or lse.
-int64_t RowOffset(const AttentionArgs& args, const TensorView& view, int64_t head, int64_t row) {
-  const int64_t group = args.group();
-  const int64_t q_head = head % args.kv_heads() * group + row % group;
-  return head / args.kv_heads() * view.stride(0) + q_head * view.stride(1) +
-         row / group * view.stride(2);
-}
-
-// Rows [first, first + block) as [vector][row][lane], f32; rows beyond `rows` are zero.
-template <typename T>
-HWY_NOINLINE void PackRows(const AttentionArgs& args, int64_t head, int64_t first, int block,
-                           int64_t rows, float* HWY_RESTRICT out) {
-  const DF d;
-  const int64_t head_dim = args.head_dim();
-  const int64_t vectors = (head_dim + kLanes - 1) / kLanes;
-  for (int r = 0; r < block; ++r) {
-    const bool real = first + r < rows;
-    const T* row = real ? args.q.At<T>(RowOffset(args, args.q, head, first + r)) : nullptr;
-    for (int64_t i = 0; i < vectors; ++i) {
-      hn::Store(real ? LoadF32Part(row, i, head_dim) : hn::Zero(d), d,
-                out + (i * block + r) * kLanes);
-    }
-  }
-}
-
-template <typename T>
-void ProcessBlock(int block_rows, const KeyTile<T>& tile, const TileShape& shape,
-                  const RowBlock& block, const KeyRange* visible, float* scores) {
-  switch (block_rows) {
+// Calls fn<RT>() for the block sizes that this target has.
+template <typename Fn>
+HWY_INLINE void DispatchRows(int rows, Fn&& fn) {
+  switch (rows) {
     case 1:
-      return ProcessTile<T, 1>(tile, shape, block, visible, scores);
+      return fn.template operator()<1>();
     case 2:
-      return ProcessTile<T, 2>(tile, shape, block, visible, scores);
+      if constexpr (kMaxBlockRows >= 2) return fn.template operator()<2>();
+      break;
     case 4:
-      return ProcessTile<T, 4>(tile, shape, block, visible, scores);
+      if constexpr (kMaxBlockRows >= 4) return fn.template operator()<4>();
+      break;
     default:
-      if constexpr (kMaxBlockRows >= 8) {
-        return ProcessTile<T, 8>(tile, shape, block, visible, scores);
-      }
+      if constexpr (kMaxBlockRows >= 8) return fn.template operator()<8>();
   }
 }
 
-// Keys per tile: 8 KB of K. Short tiles let K and V advance as two streams side by side, which the
-// memory prefetchers follow; long ones have less to do between the two products.
-int64_t TileKeys(int64_t row_bytes) {
-  return std::clamp<int64_t>(RoundUp(8192 / row_bytes, 32), 32, kTileKeys);
-}
-
-// Keys [begin, end) of one source (the cache, or the new keys); `offset` is the source's first key
-// position.
-template <typename T>
-void ProcessSource(const AttentionArgs& args, const DecodePlan& plan, const TensorView& k,
-                   const TensorView& v, int64_t offset, int64_t head, int64_t begin, int64_t end,
-                   const TileShape& shape, RowBlock* blocks, int num_blocks, float* scores) {
-  const int64_t batch = head / args.kv_heads(), kv_head = head % args.kv_heads();
-  const T* k_head = k.At<T>(batch * k.stride(0) + kv_head * k.stride(1));
-  const T* v_head = v.At<T>(batch * v.stride(0) + kv_head * v.stride(1));
-  const MaskRule rule = args.Rule();
-  const int64_t tile_keys = TileKeys(args.head_dim() * static_cast<int64_t>(sizeof(T)));
-  for (int64_t key = begin; key < end;) {
-    // Tiles end where the set of rows that see the keys changes from some to all, or back.
-    int64_t tile_end = std::min(end, key + tile_keys);
-    if (plan.all.begin > key) tile_end = std::min(tile_end, plan.all.begin);
-    if (plan.all.end > key) tile_end = std::min(tile_end, plan.all.end);
-    const bool masked = key < plan.all.begin || tile_end > plan.all.end;
-    const KeyTile<T> tile = {k_head + (key - offset) * k.stride(2),
-                             v_head + (key - offset) * v.stride(2),
-                             k.stride(2),
-                             v.stride(2),
-                             tile_end - key,
-                             std::min(end - tile_end, tile_keys)};
-    for (int b = 0; b < num_blocks; ++b) {
-      KeyRange visible[kMaxBlockRows];
-      if (masked) {
-        for (int r = 0; r < blocks[b].rows; ++r) {
-          const KeyRange range = rule.Range((blocks[b].first_row + r) / args.group());
-          visible[r] = {std::clamp(range.begin, key, tile_end) - key,
-                        std::clamp(range.end, key, tile_end) - key};
-        }
+// Rows of q of one block, times `scale`, as Scores reads them; rows beyond the last are zero.
+void PackRows(const AttentionArgs& args, const DecodeRows& rows, const RowBlock& block, float scale,
+              float* HWY_RESTRICT unpacked, int64_t stride, float* HWY_RESTRICT out) {
+  const int64_t head_dim = args.head_dim();
+  DispatchFloat(args.q.dtype, [&]<typename T>() HWY_ATTR {
+    const DF d;
+    for (int r = 0; r < block.padded; ++r) {
+      const bool real = r < block.rows;
+      const T* row = real ? args.q.At<T>(rows.Offset(args.q, block.first_row + r)) : nullptr;
+      for (int64_t i = 0; i * kLanes < head_dim; ++i) {
+        const VF x = real ? LoadF32Part(row, i, head_dim) : hn::Zero(d);
+        hn::Store(hn::Mul(x, hn::Set(d, scale)), d, unpacked + r * stride + i * kLanes);
       }
-      ProcessBlock(BlockRows(plan.rows - blocks[b].first_row), tile, shape, blocks[b],
-                   masked ? visible : nullptr, scores);
     }
-    key = tile_end;
+  });
+  DispatchRows(block.padded, [&]<int RT>() { PackBlock<RT>(unpacked, stride, head_dim, out); });
+}
+
+// Keys per tile: about 8 KB of K, so that the K and V of two tiles fit the first-level cache;
+// whole groups.
+int64_t TileKeys(int64_t row_bytes) {
+  return std::clamp<int64_t>(RoundUp(8192 / row_bytes, kKeyGroup), kKeyGroup, kTileKeys);
+}
+
+template <typename T>
+void ScoreTile(const DecodeTask& task, const KeyTile<T>& tile, int64_t buffer,
+               const Prefetch<T>& ahead) {
+  for (int b = 0; b < task.num_blocks; ++b) {
+    const RowBlock& block = task.blocks[b];
+    DispatchRows(block.padded, [&]<int RT>() {
+      Scores<T, RT>(tile.k, tile.keys, task.args->head_dim(), block.q,
+                    block.scores + buffer * kTileKeys * RT, ahead);
+    });
   }
 }
 
-// Merges the chunks of one kv head in order, and writes its rows.
+// acc of row r += weight * value, for keys that are not for all rows.
 template <typename T>
-HWY_NOINLINE void WriteRows(const AttentionArgs& args, const DecodePlan& plan, int64_t head) {
+HWY_NOINLINE void AddApart(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>& tile,
+                           const RowBlock& block, const float* weights) {
+  const DF d;
+  const int64_t n = task.args->v_head_dim();
+  for (uint64_t left = tile.apart; left != 0; left &= left - 1) {
+    const int64_t key = __builtin_ctzll(left);
+    const T* value = walk.Value(tile, key);
+    for (int r = 0; r < block.rows; ++r) {
+      if ((tile.visible[block.first_row + r] >> key & 1) == 0) continue;
+      float weight = weights[key * block.padded + r];
+      // Of an i8 value it is the scale that is not finite, and it has made the weight 0.
+      if constexpr (std::is_same_v<T, int8_t>) weight = walk.ValueScale(tile, key);
+      float* acc = block.acc + r * task.plan->acc_stride;
+      for (int64_t i = 0; i * kLanes < n; ++i) {
+        hn::Store(
+            hn::MulAdd(hn::Set(d, weight), LoadF32Part(value, i, n), hn::Load(d, acc + i * kLanes)),
+            d, acc + i * kLanes);
+      }
+    }
+  }
+}
+
+// Scores of a tile become weights, and the values they weigh are added up.
+template <typename T>
+void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>& tile,
+                int64_t buffer) {
+  for (int b = 0; b < task.num_blocks; ++b) {
+    const RowBlock& block = task.blocks[b];
+    DispatchRows(block.padded, [&]<int RT>() {
+      float* scores = block.scores + buffer * kTileKeys * RT;
+      if constexpr (std::is_same_v<T, int8_t>) ScaleByKey<RT>(tile.k_scale, tile.keys, scores);
+      if (task.rules.any) {
+        ModifyScores<RT>(*task.args, task.rules, task.rows, block.first_row, block.rows, tile.key,
+                         tile.keys, scores);
+      }
+      std::fill(scores + tile.keys * RT, scores + RoundUp(tile.keys * RT, kLanes), kNegInf);
+      if (tile.masked) {
+        HideScores<RT>(tile.visible + block.first_row, block.rows, tile.keys, scores);
+      }
+      HWY_ALIGN float factor[kLanes];
+      Softmax<RT>(scores, tile.keys, block.max, block.sum, factor);
+      if constexpr (std::is_same_v<T, int8_t>) ScaleByKey<RT>(tile.v_scale, tile.keys, scores);
+      Values<T, RT>(tile.v, tile.keys, task.args->v_head_dim(), scores, factor, block.acc,
+                    task.plan->acc_stride);
+      if (tile.apart != 0) AddApart(task, walk, tile, block, scores);
+    });
+  }
+}
+
+template <typename T>
+Prefetch<T> RowsOf(const T* const* rows, int64_t count) {
+  const int64_t stride = count > 1 ? rows[1] - rows[0] : 0;
+  return {rows, count, stride * static_cast<int64_t>(sizeof(T))};
+}
+
+// Keys [begin, end) of the task, stored as T. `following`: the rows of the task that this worker
+// will probably do next, or null, and its keys. fetch_first: nobody has fetched the first tile.
+template <typename T>
+void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
+                 const DecodeRows* following, KeyRange following_keys, bool fetch_first) {
+  if (begin >= end) return;
+  const AttentionArgs& args = *task.args;
+  const int64_t bytes = static_cast<int64_t>(sizeof(T));
+  const int64_t tile_keys = TileKeys(args.head_dim() * bytes);
+  char* memory = task.plan->tiles + worker * kRing * kTileBytes;
+  KeyTile<T>* ring[kRing];
+  for (int i = 0; i < kRing; ++i) ring[i] = reinterpret_cast<KeyTile<T>*>(memory + i * kTileBytes);
+  KeyWalk<T> walk(args, task.rows, begin, end, tile_keys, task.plan->zeros);
+  // Tile number t is scored while t + 1 is fetched; behind the last come keys of the next task,
+  // which are only fetched.
+  int64_t tiles = INT64_MAX;
+  const auto describe = [&](int64_t t) {
+    KeyTile<T>& tile = *ring[t % kRing];
+    if (t < tiles && walk.Next(tile)) return;
+    tiles = std::min(tiles, t);
+    if (t == tiles && t > 0 && following != nullptr &&
+        KeyWalk<T>(args, *following, following_keys.begin, following_keys.end, tile_keys,
+                   task.plan->zeros)
+            .Next(tile)) {
+      return;
+    }
+    tile.keys = 0;
+  };
+  // Without further tiles, what has been fetched already: that costs little.
+  const auto k_rows = [&](int64_t t) {
+    const KeyTile<T>& tile = *ring[(t - (ring[t % kRing]->keys == 0)) % kRing];
+    return RowsOf(tile.k, tile.keys);
+  };
+  describe(0);
+  if (tiles == 0) return;
+  if (fetch_first) {
+    for (int64_t i = 0; i < ring[0]->keys; ++i) {
+      PrefetchBytes(ring[0]->k[i], args.head_dim() * bytes);
+    }
+    for (int64_t i = 0; i < ring[0]->keys; ++i) {
+      PrefetchBytes(ring[0]->v[i], args.v_head_dim() * bytes);
+    }
+  }
+  describe(1);
+  ScoreTile(task, *ring[0], 0, k_rows(1));
+  for (int64_t t = 0; t < tiles; ++t) {
+    if (t + 1 < tiles) {
+      describe(t + 2);
+      ScoreTile(task, *ring[(t + 1) % kRing], (t + 1) % 2, k_rows(t + 2));
+    }
+    FinishTile(task, walk, *ring[t % kRing], t % 2);
+  }
+}
+
+template <typename Fn>
+void DispatchCache(DType dtype, Fn&& fn) {
+  if (dtype == DType::kI8) return fn.template operator()<int8_t>();
+  DispatchFloat(dtype, fn);
+}
+
+// Merges the chunks of one kv head in order, and writes its rows; rows that a ragged batch has
+// beyond the sequence's queries are empty.
+template <typename T>
+HWY_NOINLINE void WriteRows(const AttentionArgs& args, const DecodePlan& plan,
+                            const DecodeRows& rows, int64_t head) {
   const DF d;
   const int64_t v_head_dim = args.v_head_dim();
   const int64_t chunk_floats = plan.padded_rows * plan.acc_stride;
-  for (int64_t row = 0; row < plan.rows; ++row) {
+  const int64_t written = args.q_offsets.present() ? rows.rows : rows.group * args.q_len();
+  for (int64_t row = 0; row < written; ++row) {
+    T* out = args.out.At<T>(rows.Offset(args.out, row));
+    float* lse = args.lse.present() ? args.lse.At<float>(rows.Offset(args.lse, row)) : nullptr;
+    if (row >= rows.rows) {
+      std::fill_n(out, v_head_dim, T{});
+      if (lse != nullptr) *lse = kNegInf;
+      continue;
+    }
     const int64_t first = head * plan.chunks;
     float* HWY_RESTRICT acc = plan.acc + first * chunk_floats + row * plan.acc_stride;
     SoftmaxState state = plan.partial[first * plan.rows + row];
     for (int64_t c = 1; c < plan.chunks; ++c) {
-      const auto scales = state.Merge(plan.partial[(first + c) * plan.rows + row]);
-      const VF self = hn::Set(d, scales.self), other = hn::Set(d, scales.other);
+      const SoftmaxState& other = plan.partial[(first + c) * plan.rows + row];
+      if (other.max == kNegInf && other.sum == 0.0f) continue;  // no key of it was seen
+      const auto scales = state.Merge(other);
+      const VF self = hn::Set(d, scales.self), factor = hn::Set(d, scales.other);
       const float* HWY_RESTRICT part = acc + c * chunk_floats;
       for (int64_t i = 0; i < v_head_dim; i += kLanes) {
-        hn::Store(hn::MulAdd(hn::Load(d, part + i), other, hn::Mul(hn::Load(d, acc + i), self)), d,
+        hn::Store(hn::MulAdd(hn::Load(d, part + i), factor, hn::Mul(hn::Load(d, acc + i), self)), d,
                   acc + i);
       }
     }
+    float sink_scale = 1.0f;
+    if (args.sinks.present()) {  // a key without a value
+      const int64_t q_head = rows.kv_head * rows.group + row % rows.group;
+      const float sink = *args.sinks.At<float>(q_head * args.sinks.stride(0));
+      sink_scale = state.Merge({sink, ExpDiff(sink, sink)}).self;
+    }
     const VF normalizer = hn::Set(d, state.Normalizer());
-    T* out = args.out.At<T>(RowOffset(args, args.out, head, row));
+    const VF scale = hn::Set(d, sink_scale);
     for (int64_t i = 0; i < v_head_dim; i += kLanes) {
-      StoreF32(hn::Mul(hn::Load(d, acc + i), normalizer), out + i,
+      StoreF32(hn::Mul(hn::Mul(hn::Load(d, acc + i), scale), normalizer), out + i,
                std::min<int64_t>(kLanes, v_head_dim - i));
     }
-    if (args.lse.present()) {
-      *args.lse.At<float>(RowOffset(args, args.lse, head, row)) = state.LogSumExp();
-    }
+    if (lse != nullptr) *lse = state.LogSumExp();
   }
 }
 
-void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t task, int worker) {
-  const int64_t head = task / plan.chunks, chunk = task % plan.chunks;
-  const TileShape shape = {args.head_dim(), args.v_head_dim(), plan.acc_stride, args.Scale()};
+KeyRange ChunkOf(const DecodePlan& plan, const DecodeRows& rows, int64_t chunk) {
+  const int64_t begin = std::min(rows.any.begin + chunk * plan.chunk, rows.any.end);
+  return {begin, std::min(begin + plan.chunk, rows.any.end)};
+}
+
+void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t index, int worker) {
+  const int64_t head = index / plan.chunks, chunk = index % plan.chunks;
   float* q = plan.q + worker * plan.padded_rows * plan.q_stride;
-  float* scores = plan.scores + worker * kScoreFloats;
-  float* state = plan.state + worker * plan.padded_rows * 2 * kAcc;
-  float* acc = plan.acc + task * plan.padded_rows * plan.acc_stride;
+  float* unpacked = plan.unpacked + worker * kMaxBlockRows * plan.q_stride;
+  float* scores = plan.scores + worker * 2 * plan.padded_rows * kTileKeys;
+  float* state = plan.state + worker * plan.padded_rows * 2 * kLanes;
+  float* acc = plan.acc + index * plan.padded_rows * plan.acc_stride;
+  SoftmaxState* partial = plan.partial + index * plan.rows;
 
   RowBlock blocks[kMaxDecodeRows];
-  int num_blocks = 0;
-  for (int64_t row = 0; row < plan.rows;) {
-    const int block_rows = BlockRows(plan.rows - row);
-    RowBlock& block = blocks[num_blocks++];
-    block = {static_cast<int>(std::min<int64_t>(block_rows, plan.rows - row)),
+  DecodeTask task = {&args, &plan, MakeDecodeRows(args, head), blocks, 0, MakeScoreRules(args)};
+  const DecodeRows& rows = task.rows;
+  const KeyRange keys = ChunkOf(plan, rows, chunk);
+  for (int64_t row = 0; row < rows.rows;) {
+    const int padded = BlockRows(rows.rows - row);
+    RowBlock& block = blocks[task.num_blocks++];
+    block = {static_cast<int>(std::min<int64_t>(padded, rows.rows - row)),
+             padded,
              static_cast<int>(row),
              q + row * plan.q_stride,
              acc + row * plan.acc_stride,
-             state + row * 2 * kAcc,
-             state + row * 2 * kAcc + kAcc};
-    DispatchFloat(args.q.dtype, [&]<typename T>() {
-      PackRows<T>(args, head, row, block_rows, plan.rows, q + row * plan.q_stride);
-    });
-    std::fill_n(block.max, kAcc, kNegInf);
-    std::fill_n(block.sum, kAcc, 0.0f);
-    std::fill_n(block.acc, block_rows * plan.acc_stride, 0.0f);
-    row += block_rows;
+             state + row * 2 * kLanes,
+             state + row * 2 * kLanes + kLanes,
+             scores + row * 2 * kTileKeys};
+    std::fill_n(block.max, kLanes, kNegInf);
+    std::fill_n(block.sum, kLanes, 0.0f);
+    std::fill_n(block.acc, padded * plan.acc_stride, 0.0f);
+    if (keys.begin < keys.end) {
+      PackRows(args, rows, block, task.rules.q_scale, unpacked, plan.q_stride,
+               q + row * plan.q_stride);
+    }
+    row += padded;
   }
 
-  const int64_t begin = plan.any.begin + chunk * plan.chunk;
-  const int64_t end = std::min(begin + plan.chunk, plan.any.end);
-  const int64_t cached = args.cache_len();
-  if (begin < std::min(end, cached)) {
-    DispatchFloat(args.k.dtype, [&]<typename T>() {
-      ProcessSource<T>(args, plan, args.k, args.v, 0, head, begin, std::min(end, cached), shape,
-                       blocks, num_blocks, scores);
-    });
+  // The task after those that the other workers are about to take.
+  const int64_t following_index = index + plan.workers;
+  DecodeRows following;
+  KeyRange following_keys = {0, 0};
+  if (following_index < plan.heads * plan.chunks) {
+    following = MakeDecodeRows(args, following_index / plan.chunks);
+    following_keys = ChunkOf(plan, following, following_index % plan.chunks);
+    following_keys.end = std::min(following_keys.end, following.sequence.cache_len);
   }
-  if (std::max(begin, cached) < end) {
+  const DecodeRows* const hint = following_keys.begin < following_keys.end ? &following : nullptr;
+
+  // New keys of the cache's type go with the cache.
+  const int64_t cached = args.k_new.present() && args.k_new.dtype == args.k.dtype
+                             ? keys.end
+                             : std::min(keys.end, rows.sequence.cache_len);
+  DispatchCache(args.k.dtype, [&]<typename T>() {
+    ProcessKeys<T>(task, worker, keys.begin, cached, hint, following_keys, index < plan.workers);
+  });
+  if (std::max(keys.begin, cached) < keys.end) {
     DispatchFloat(args.k_new.dtype, [&]<typename T>() {
-      ProcessSource<T>(args, plan, args.k_new, args.v_new, cached, head, std::max(begin, cached),
-                       end, shape, blocks, num_blocks, scores);
+      ProcessKeys<T>(task, worker, std::max(keys.begin, cached), keys.end, nullptr, {0, 0}, true);
     });
   }
 
-  for (int b = 0; b < num_blocks; ++b) {
+  for (int b = 0; b < task.num_blocks; ++b) {
     const RowBlock& block = blocks[b];
-    const int block_rows = BlockRows(plan.rows - block.first_row);
     for (int r = 0; r < block.rows; ++r) {
       float sum = 0.0f;
-      for (int lane = r; lane < kAcc; lane += block_rows) sum += block.sum[lane];
-      plan.partial[task * plan.rows + block.first_row + r] = {block.max[r], sum};
+      for (int lane = r; lane < kLanes; lane += block.padded) sum += block.sum[lane];
+      partial[block.first_row + r] = {block.max[r], sum};
     }
   }
   // The last to finish sees every chunk's results.
   if (plan.finished[head].fetch_add(1, std::memory_order_acq_rel) == plan.chunks - 1) {
-    DispatchFloat(args.out.dtype, [&]<typename T>() { WriteRows<T>(args, plan, head); });
+    DispatchFloat(args.out.dtype, [&]<typename T>() { WriteRows<T>(args, plan, rows, head); });
   }
 }
 
@@ -291,11 +459,12 @@ absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) 
   const DecodePlan plan = MakePlan(args, pool.size(), *context.workspace);
   if (!context.workspace->ok()) return absl::InternalError("attention: workspace too small");
   for (int64_t i = 0; i < plan.heads; ++i) new (&plan.finished[i]) std::atomic<int64_t>(0);
+  std::fill_n(plan.zeros, plan.acc_stride * static_cast<int64_t>(sizeof(float)), char{0});
   const int64_t row_bytes = ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim());
   pool.ParallelFor(
       plan.heads * plan.chunks,
       [&](int64_t task, int worker) { RunDecodeTask(args, plan, task, worker); },
-      plan.heads * (plan.any.end - plan.any.begin) * row_bytes);
+      plan.keys * row_bytes);
   return absl::OkStatus();
 }
 
@@ -314,18 +483,25 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 namespace {
 
+// The most queries of any sequence.
+int64_t MostQueries(const AttentionArgs& args) {
+  if (!args.q_offsets.present()) return args.q_len();
+  int64_t most = 0;
+  for (int64_t b = 0; b < args.batch(); ++b) most = std::max(most, args.Sequence(b).rule.q_len);
+  return most;
+}
+
 template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckIsa(context, kIsa));
-  TANDEM_RETURN_IF_ERROR(CheckPlain(args));
   TANDEM_RETURN_IF_ERROR(CheckContiguousRows(args));
-  if (args.q_len() > kMaxDecodeQueries) {
-    return Unimplemented("at most ", kMaxDecodeQueries, " queries per sequence, got ",
-                         args.q_len());
+  const int64_t queries = MostQueries(args);
+  if (queries > kMaxDecodeQueries) {
+    return Unimplemented("at most ", kMaxDecodeQueries, " queries per sequence, got ", queries);
   }
-  if (args.group() * args.q_len() > kMaxDecodeRows) {
+  if (args.group() * queries > kMaxDecodeRows) {
     return Unimplemented("at most ", kMaxDecodeRows, " query rows per key/value head, got ",
-                         args.group() * args.q_len());
+                         args.group() * queries);
   }
   return absl::OkStatus();
 }

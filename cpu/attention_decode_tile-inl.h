@@ -1,14 +1,22 @@
-// One tile of decode attention: up to kTileKeys keys against a block of up to 8 query rows of one
-// key/value head. Compiled once per target; the algorithm is described in attention_decode.cc.
+// The arithmetic of decode attention on one tile of keys against one block of query rows of the
+// same key/value head. Compiled once per target; the algorithm is described in attention_decode.cc.
 //
-// Both products keep kAcc (or so) accumulators in registers:
-//   scores  vectors along D. RT rows x KT = kAcc / RT keys; each loaded (and widened) piece of K is
-//           used for all RT rows. The kAcc vectors are then summed across their lanes by a tree of
-//           interleaves and adds, which leaves kAcc scores in one vector: about 3 instructions per
-//           score instead of the 8 of separate horizontal sums.
-//   values  vectors along Dv. RT rows x NV vectors; each piece of V is used for all RT rows.
-// Scores lie as [key][row], so that softmax and the broadcasts of the second product read
-// contiguous memory, and no lane is idle when there are few rows.
+//   scores   RT rows x kKeys keys of accumulators; vectors along D, or with 8 rows and 16 lanes
+//            half a vector along D for each of two keys. Each piece of K is loaded (and widened)
+//            once and used for all rows. The accumulators are then summed across their lanes by a
+//            tree of interleaves and adds, about 3 instructions per score, which runs beside the
+//            next keys' multiply-adds.
+//   softmax  online, over the scores [key][row]: no lane is idle when there are few rows.
+//   values   vectors along Dv: RT rows x NV vectors of accumulators; each piece of V is loaded (and
+//            widened) once and used for all rows.
+//
+// Keys are reached through arrays of row pointers: a dense cache, pages of any size and new keys
+// beside the cache are the same to everything here.
+//
+// Measured (Zen 5) and decided against: 128-bit broadcasts of K against vectors of several rows
+// (the broadcast takes an arithmetic port: 20 cycles for 16 of multiply-adds), 64-bit broadcasts
+// (free, but need 16 keys at a constant distance; no better than the above), K widened into scratch
+// beforehand (a store of what has just been computed costs a multiply-add slot or more).
 #if defined(TANDEM_CPU_ATTENTION_DECODE_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TANDEM_CPU_ATTENTION_DECODE_TILE_INL_H_
 #undef TANDEM_CPU_ATTENTION_DECODE_TILE_INL_H_
@@ -16,7 +24,9 @@
 #define TANDEM_CPU_ATTENTION_DECODE_TILE_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "core/ops/online_softmax.h"
 #include "cpu/attention_simd-inl.h"
@@ -24,77 +34,76 @@
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-// Scores per group: one vector of them, or four vectors of one lane.
-inline constexpr int kAcc = kLanes < 4 ? 4 : kLanes;
-inline constexpr int kVecs = kAcc / kLanes;
-inline constexpr int kMaxBlockRows = kAcc < 8 ? kAcc : 8;
-inline constexpr int64_t kTileKeys = 128;  // at most
-inline constexpr int64_t kScoreFloats = kTileKeys * kMaxBlockRows + kAcc;
+inline constexpr int kTileKeys = 64;  // at most
+inline constexpr int kKeyGroup = 16;  // a multiple of every kKeys
+inline constexpr int kMaxBlockRows = std::min(kLanes, 8);
 
-// The query rows of one block and what has been computed for them. Lane l of a group of kAcc values
-// belongs to row l % RT.
-struct RowBlock {
-  int rows = 0;       // real ones; the other rows of the block are zero and ignored
-  int first_row = 0;  // index of the first among the rows of the kv head
-  const float* q;     // [ceil(D / kLanes)][RT][kLanes]
-  float* acc;         // [RT][acc_stride]
-  float* max;         // [kAcc], equal for all lanes of a row
-  float* sum;         // [kAcc], to be added up over the lanes of a row
+// How a block of RT rows is computed.
+template <int RT>
+struct BlockLayout {
+  // Keys beside each other in one vector of scores.
+  static constexpr int kWidth = kLanes / RT;
+  // Keys beside each other in one vector of the first product; it holds kLanes / kBeside elements
+  // of D of each. With 8 rows two, which halves the work of adding up lanes.
+  static constexpr int kBeside = kLanes >= 16 && RT == 8 ? 2 : 1;
+  static constexpr int kParts = kLanes / kBeside;
+  // Keys at a time, one accumulator for each row of each vector of keys.
+  static constexpr int kKeys = kWidth * kBeside;
+  static_assert(kLanes % RT == 0 && kKeyGroup % kKeys == 0);
 };
 
-template <typename T>
-struct KeyTile {
-  const T* k;
-  const T* v;
-  int64_t k_stride, v_stride;  // elements
-  int64_t keys;                // 1..kTileKeys
-  int64_t prefetch_keys;       // keys that follow this tile and will be needed next
-};
-
-struct TileShape {
-  int64_t head_dim, v_head_dim, acc_stride;
-  float scale;
-};
-
-// out[i] = scale * (sum of the lanes of acc[i]); returns the same as vectors.
-HWY_INLINE void SumLanes(VF (&acc)[kAcc], VF scale, float* HWY_RESTRICT out, VF (&sums)[kVecs]) {
-  const DF d;
+// The sums over P neighbouring lanes of P vectors: lane b * P + i of the result is the sum over
+// lanes b * P .. b * P + P - 1 of a[i].
+template <int P>
+HWY_INLINE VF SumParts(const VF* HWY_RESTRICT a) {
 #if HWY_TARGET == HWY_SCALAR
-  for (int i = 0; i < kAcc; ++i) {
-    sums[i] = hn::Mul(acc[i], scale);
-    hn::StoreU(sums[i], d, out + i);
-  }
+  return a[0];
 #else
+  const DF d;
   const hn::Repartition<double, DF> dd;
   // Within 128-bit blocks: 4 vectors become one with their 4 block sums in order.
-  VF quad[kAcc / 4];
+  VF quad[P / 4];
   TANDEM_UNROLL
-  for (int i = 0; i < kAcc / 4; ++i) {
-    const VF a = acc[4 * i], b = acc[4 * i + 1], c = acc[4 * i + 2], e = acc[4 * i + 3];
-    const auto ab =
-        hn::BitCast(dd, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
-    const auto ce =
-        hn::BitCast(dd, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
-    quad[i] = hn::Add(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)),
-                      hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)));
+  for (int i = 0; i < P / 4; ++i) {
+    const VF x = a[4 * i], y = a[4 * i + 1], z = a[4 * i + 2], w = a[4 * i + 3];
+    const auto xy =
+        hn::BitCast(dd, hn::Add(hn::InterleaveLower(d, x, y), hn::InterleaveUpper(d, x, y)));
+    const auto zw =
+        hn::BitCast(dd, hn::Add(hn::InterleaveLower(d, z, w), hn::InterleaveUpper(d, z, w)));
+    quad[i] = hn::Add(hn::BitCast(d, hn::InterleaveLower(dd, xy, zw)),
+                      hn::BitCast(d, hn::InterleaveUpper(dd, xy, zw)));
   }
-  VF total;
 #if HWY_TARGET == HWY_AVX3
-  // Across the four blocks: neighbours first, then halves.
+  // Across pairs of blocks, then halves.
   const VF x = hn::Add(hn::OddEvenBlocks(quad[1], quad[0]),
                        hn::SwapAdjacentBlocks(hn::OddEvenBlocks(quad[0], quad[1])));
-  const VF y = hn::Add(hn::OddEvenBlocks(quad[3], quad[2]),
-                       hn::SwapAdjacentBlocks(hn::OddEvenBlocks(quad[2], quad[3])));
-  total = hn::Add(hn::ConcatLowerLower(d, y, x), hn::ConcatUpperUpper(d, y, x));
+  if constexpr (P == 8) {
+    return x;
+  } else {
+    const VF y = hn::Add(hn::OddEvenBlocks(quad[3], quad[2]),
+                         hn::SwapAdjacentBlocks(hn::OddEvenBlocks(quad[2], quad[3])));
+    return hn::Add(hn::ConcatLowerLower(d, y, x), hn::ConcatUpperUpper(d, y, x));
+  }
 #elif HWY_TARGET == HWY_AVX2
-  total =
-      hn::Add(hn::ConcatLowerLower(d, quad[1], quad[0]), hn::ConcatUpperUpper(d, quad[1], quad[0]));
+  return hn::Add(hn::ConcatLowerLower(d, quad[1], quad[0]),
+                 hn::ConcatUpperUpper(d, quad[1], quad[0]));
 #else
-  total = quad[0];
+  return quad[0];
 #endif
-  sums[0] = hn::Mul(total, scale);
-  hn::StoreU(sums[0], d, out);
 #endif
+}
+
+// For each lane, the maximum over the lanes l, l + RT, l + 2 RT, ... (modulo kLanes).
+template <int RT>
+HWY_INLINE VF MaxOfRows(VF x) {
+#if HWY_TARGET != HWY_SCALAR
+  const DF d;
+  if constexpr (RT <= 8 && kLanes == 16) x = hn::Max(x, hn::ConcatLowerUpper(d, x, x));
+  if constexpr (RT <= 4 && kLanes >= 8) x = hn::Max(x, hn::SwapAdjacentBlocks(x));
+  if constexpr (RT <= 2) x = hn::Max(x, hn::Shuffle1032(x));
+  if constexpr (RT == 1) x = hn::Max(x, hn::Shuffle2301(x));
+#endif
+  return x;
 }
 
 // Prefetches `bytes` from p on into the first-level cache.
@@ -103,233 +112,235 @@ HWY_INLINE void PrefetchBytes(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(c + i, 0, 3);
 }
 
-// scores[key][row] = scale * q[row] . k[key] for keys 0..keys-1, and their maxima lane by lane.
-template <typename T, int RT>
-HWY_INLINE void Scores(const KeyTile<T>& tile, const TileShape& shape, const float* HWY_RESTRICT q,
-                       float* HWY_RESTRICT scores, VF (&max)[kVecs]) {
-  constexpr int KT = kAcc / RT;
-  const DF d;
-  const VF scale = hn::Set(d, shape.scale);
-  const int64_t full = shape.head_dim / kLanes;
-  const int tail = static_cast<int>(shape.head_dim % kLanes);
-  const int64_t v_bytes = shape.v_head_dim * static_cast<int64_t>(sizeof(T));
-  for (int64_t key = 0; key < tile.keys; key += KT) {
-    // The last group overlaps the one before it: the same sums once more, and no key beyond the
-    // tile is touched. (Tiles of fewer than KT keys go through FewScores.)
-    const int64_t first = key + KT <= tile.keys ? key : tile.keys - KT;
-    const T* HWY_RESTRICT k = tile.k + first * tile.k_stride;
-    VF acc[kAcc];
-    TANDEM_UNROLL
-    for (int i = 0; i < kAcc; ++i) acc[i] = hn::Zero(d);
-    for (int64_t i = 0; i < full; ++i) {
-      VF qv[RT];
-      TANDEM_UNROLL
-      for (int r = 0; r < RT; ++r) qv[r] = InRegister(hn::Load(d, q + (i * RT + r) * kLanes));
-      TANDEM_UNROLL
-      for (int j = 0; j < KT; ++j) {
-        const VF kv = InRegister(LoadF32(k + j * tile.k_stride + i * kLanes));
-        TANDEM_UNROLL
-        for (int r = 0; r < RT; ++r) acc[j * RT + r] = hn::MulAdd(qv[r], kv, acc[j * RT + r]);
-      }
-    }
-    if (tail != 0) {
-      TANDEM_UNROLL
-      for (int j = 0; j < KT; ++j) {
-        const VF kv = LoadF32Tail(k + j * tile.k_stride + full * kLanes, tail);
-        TANDEM_UNROLL
-        for (int r = 0; r < RT; ++r) {
-          acc[j * RT + r] =
-              hn::MulAdd(hn::Load(d, q + (full * RT + r) * kLanes), kv, acc[j * RT + r]);
-        }
-      }
-    }
-    // The values of these keys are read next: their lines are on the way while K is multiplied.
-    for (int j = 0; j < KT; ++j) PrefetchBytes(tile.v + (first + j) * tile.v_stride, v_bytes);
-    VF sums[kVecs];
-    SumLanes(acc, scale, scores + first * RT, sums);
-    TANDEM_UNROLL
-    for (int v = 0; v < kVecs; ++v) max[v] = hn::Max(max[v], sums[v]);
-  }
+// Prefetches kBytes from p on, at least one line.
+template <int kBytes>
+HWY_INLINE void PrefetchLines(const char* p) {
+  TANDEM_UNROLL
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + i, 0, 3);
 }
 
-// As Scores, for fewer keys than a group holds.
-template <typename T, int RT>
-HWY_NOINLINE void FewScores(const KeyTile<T>& tile, const TileShape& shape,
-                            const float* HWY_RESTRICT q, float* HWY_RESTRICT scores) {
-  const DF d;
-  const int64_t vectors = (shape.head_dim + kLanes - 1) / kLanes;
-  for (int64_t key = 0; key < tile.keys; ++key) {
-    const T* HWY_RESTRICT k = tile.k + key * tile.k_stride;
-    for (int r = 0; r < RT; ++r) {
-      VF acc = hn::Zero(d);
-      for (int64_t i = 0; i < vectors; ++i) {
-        acc = hn::MulAdd(hn::Load(d, q + (i * RT + r) * kLanes), LoadF32Part(k, i, shape.head_dim),
-                         acc);
-      }
-      scores[key * RT + r] = shape.scale * hn::GetLane(hn::SumOfLanes(d, acc));
-    }
-  }
-}
-
-// Rows of K to be fetched while V is multiplied: row i along with the i-th key.
+// Rows that will be needed in a while, to be fetched while as many others are worked on: evenly, as
+// the memory system takes only so many requests at a time. Rows of a group are assumed to lie
+// `stride` apart; where they do not, the wrong lines are fetched, which does no harm.
+template <typename T>
 struct Prefetch {
-  const char* data = nullptr;
-  int64_t stride = 0, bytes = 0, rows = 0;
+  const T* const* rows;  // [count]
+  int64_t count;         // >= 1
+  int64_t stride;        // bytes
+
+  const char* Row(int64_t i) const {
+    return reinterpret_cast<const char*>(rows[std::min(i, count - 1)]);
+  }
 };
 
-// acc[r][first_vector ..] = factor[r] * acc[r] + sum over keys of p[key * p_stride + r] * v[key].
-// `partial`: elements of the last vector when it is not whole, else 0.
-template <typename T, int RT, int NV>
-HWY_INLINE void ValuesBlock(const T* HWY_RESTRICT v, int64_t v_stride, int64_t keys,
-                            const float* HWY_RESTRICT p, int64_t p_stride,
-                            const float* HWY_RESTRICT factor, float* HWY_RESTRICT acc,
-                            int64_t acc_stride, int partial, const Prefetch& next) {
+// Rows of q as Scores reads them: [ceil(D / kParts)][RT][kBeside copies of kParts], zeros behind D.
+// `rows`: [RT][stride], f32, zeros up to whole vectors.
+template <int RT>
+HWY_NOINLINE void PackBlock(const float* HWY_RESTRICT rows, int64_t stride, int64_t head_dim,
+                            float* HWY_RESTRICT out) {
+  constexpr int B = BlockLayout<RT>::kBeside, P = BlockLayout<RT>::kParts;
+  for (int64_t e = 0; e < head_dim; e += P) {
+    for (int r = 0; r < RT; ++r) {
+      for (int b = 0; b < B; ++b, out += P)
+        std::memcpy(out, rows + r * stride + e, P * sizeof(float));
+    }
+  }
+}
+
+// Elements [e, e + kLanes / kBeside) of kBeside keys beside each other, as f32.
+template <typename T, int kBeside>
+HWY_INLINE VF LoadKeys(const T* const* HWY_RESTRICT k, int64_t e) {
+  if constexpr (kBeside == 1) {
+    return LoadF32(k[0] + e);
+  } else {
+#if HWY_TARGET == HWY_AVX3
+    return LoadTwoHalves(k[0] + e, k[1] + e);
+#endif
+  }
+}
+
+// The last n elements of kBeside keys, from e on, then zeros.
+template <typename T, int kBeside>
+HWY_INLINE VF LoadKeysTail(const T* const* HWY_RESTRICT k, int64_t e, int n) {
+  HWY_ALIGN T padded[kLanes] = {};
+  for (int i = 0; i < kBeside; ++i) {
+    std::memcpy(padded + i * (kLanes / kBeside), k[i] + e, static_cast<size_t>(n) * sizeof(T));
+  }
+  return LoadF32(padded);
+}
+
+// scores[key][row] = q[row] . k[key] for `keys` keys, rounded up to whole groups: k has that many
+// pointers to rows. q: [ceil(D / kParts)][RT][kBeside copies of kParts].
+template <typename T, int RT, bool kTail>
+HWY_NOINLINE void ScoresLoop(const T* const* HWY_RESTRICT k, int64_t keys, int64_t head_dim,
+                             const float* HWY_RESTRICT q, float* HWY_RESTRICT scores,
+                             const Prefetch<T>& ahead) {
+  using Layout = BlockLayout<RT>;
+  constexpr int KT = Layout::kKeys, B = Layout::kBeside, P = Layout::kParts;
+  constexpr int kBytes = static_cast<int>(sizeof(T));
   const DF d;
-  VF a[RT * NV];
+  const int64_t whole = head_dim / P * P;
+  for (int64_t key = 0; key < keys; key += KT, scores += KT * RT) {
+    const char* fetch = ahead.Row(key);
+    if (ahead.stride != head_dim * kBytes) {  // not one run of bytes
+      for (int j = 0; j < KT; ++j) PrefetchBytes(ahead.Row(key + j), head_dim * kBytes);
+    }
+    const T* rows[KT];
+    TANDEM_UNROLL
+    for (int j = 0; j < KT; ++j) rows[j] = k[key + j];
+    VF acc[KT / B][RT];
+    TANDEM_UNROLL
+    for (int j = 0; j < KT / B; ++j) {
+      TANDEM_UNROLL
+      for (int r = 0; r < RT; ++r) acc[j][r] = hn::Zero(d);
+    }
+    const auto add = [&](const float* HWY_RESTRICT qp, auto load) HWY_ATTR {
+      VF qv[RT];
+      TANDEM_UNROLL
+      for (int r = 0; r < RT; ++r) qv[r] = InRegister(hn::Load(d, qp + r * kLanes));
+      TANDEM_UNROLL
+      for (int j = 0; j < KT / B; ++j) {
+        const VF kv = InRegister(load(rows + j * B));
+        TANDEM_UNROLL
+        for (int r = 0; r < RT; ++r) acc[j][r] = hn::MulAdd(qv[r], kv, acc[j][r]);
+      }
+    };
+    const float* HWY_RESTRICT qp = q;
+    for (int64_t e = 0; e < whole; e += P, qp += RT * kLanes, fetch += KT * P * kBytes) {
+      PrefetchLines<KT * P * kBytes>(fetch);
+      add(qp, [e](const T* const* row) HWY_ATTR { return LoadKeys<T, B>(row, e); });
+    }
+    if constexpr (kTail) {
+      const int tail = static_cast<int>(head_dim - whole);
+      add(qp, [whole, tail](const T* const* row)
+                  HWY_ATTR { return LoadKeysTail<T, B>(row, whole, tail); });
+    }
+    if constexpr (P == RT) {
+      TANDEM_UNROLL
+      for (int j = 0; j < KT / B; ++j) hn::Store(SumParts<P>(acc[j]), d, scores + j * kLanes);
+    } else {
+      static_assert(B == 1);
+      hn::Store(SumParts<P>(&acc[0][0]), d, scores);
+    }
+  }
+}
+
+template <typename T, int RT>
+HWY_INLINE void Scores(const T* const* HWY_RESTRICT k, int64_t keys, int64_t head_dim,
+                       const float* HWY_RESTRICT q, float* HWY_RESTRICT scores,
+                       const Prefetch<T>& ahead) {
+  if (head_dim % BlockLayout<RT>::kParts == 0) {
+    ScoresLoop<T, RT, false>(k, keys, head_dim, q, scores, ahead);
+  } else {
+    ScoresLoop<T, RT, true>(k, keys, head_dim, q, scores, ahead);
+  }
+}
+
+// Online softmax: scores[key][row] become weights. max and sum: [kLanes], lane l for row l % RT;
+// max equal within a row, sum to be added up over the row's lanes. factor[row]: what the
+// accumulators must be multiplied by. Scores up to a whole vector behind the last key are -inf.
+template <int RT>
+HWY_NOINLINE void Softmax(float* HWY_RESTRICT scores, int64_t keys, float* HWY_RESTRICT max,
+                          float* HWY_RESTRICT sum, float* HWY_RESTRICT factor) {
+  const DF d;
+  const VF neg_inf = hn::Set(d, kNegInf);
+  const int64_t count = (keys * RT + kLanes - 1) / kLanes * kLanes;
+  VF top[2] = {neg_inf, neg_inf};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    top[0] = hn::Max(top[0], hn::Load(d, scores + i));
+    top[1] = hn::Max(top[1], hn::Load(d, scores + i + kLanes));
+  }
+  if (i < count) top[0] = hn::Max(top[0], hn::Load(d, scores + i));
+  const VF old = hn::Load(d, max);
+  const VF now = hn::Max(old, MaxOfRows<RT>(hn::Max(top[0], top[1])));
+  const VF f = ExpDiffVec(old, now);
+  hn::Store(now, d, max);
+  hn::Store(f, d, factor);
+  // Nothing seen yet: subtract 0, so that exp(-inf - 0) = 0.
+  const VF safe = hn::IfThenZeroElse(hn::Eq(now, neg_inf), now);
+  VF total[2] = {hn::Mul(hn::Load(d, sum), f), hn::Zero(d)};
+  const auto weigh = [&](float* HWY_RESTRICT s, VF& into) HWY_ATTR {
+    const VF p = ExpNonPositive(hn::Sub(hn::Load(d, s), safe));
+    hn::Store(p, d, s);
+    into = hn::Add(into, p);
+  };
+  for (i = 0; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    weigh(scores + i, total[0]);
+    weigh(scores + i + kLanes, total[1]);
+  }
+  if (i < count) weigh(scores + i, total[0]);
+  hn::Store(hn::Add(total[0], total[1]), d, sum);
+}
+
+// acc[r][0 .. NV) = factor[r] * acc[r] + sum over keys of weight[key][r] * v[key], NV vectors from
+// `column` on. kTail: the last vector is partial, of `tail` elements.
+template <typename T, int RT, int NV, bool kTail>
+HWY_NOINLINE void ValuesBlock(const T* const* HWY_RESTRICT v, int64_t column, int64_t keys,
+                              const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factor,
+                              float* HWY_RESTRICT acc, int64_t acc_stride, int tail) {
+  const DF d;
+  VF a[RT][NV];
   TANDEM_UNROLL
   for (int r = 0; r < RT; ++r) {
     const VF f = hn::Set(d, factor[r]);
     TANDEM_UNROLL
     for (int n = 0; n < NV; ++n) {
-      a[r * NV + n] = hn::Mul(f, hn::Load(d, acc + r * acc_stride + n * kLanes));
+      a[r][n] = hn::Mul(f, hn::Load(d, acc + r * acc_stride + n * kLanes));
     }
   }
-  for (int64_t key = 0; key < keys; ++key) {
-    const T* HWY_RESTRICT row = v + key * v_stride;
-    if (key < next.rows) PrefetchBytes(next.data + key * next.stride, next.bytes);
+  const auto add = [&](const T* HWY_RESTRICT row, const float* HWY_RESTRICT weight) HWY_ATTR {
     VF values[NV];
     TANDEM_UNROLL
     for (int n = 0; n < NV; ++n) {
-      values[n] = n == NV - 1 && partial ? LoadF32Tail(row + n * kLanes, partial)
-                                         : LoadF32(row + n * kLanes);
+      values[n] = InRegister(kTail && n == NV - 1 ? LoadF32Tail(row + n * kLanes, tail)
+                                                  : LoadF32(row + n * kLanes));
     }
     TANDEM_UNROLL
     for (int r = 0; r < RT; ++r) {
-      const VF weight = hn::Set(d, p[key * p_stride + r]);
+      const VF w = InRegister(hn::Set(d, weight[r]));
       TANDEM_UNROLL
-      for (int n = 0; n < NV; ++n) a[r * NV + n] = hn::MulAdd(weight, values[n], a[r * NV + n]);
+      for (int n = 0; n < NV; ++n) a[r][n] = hn::MulAdd(w, values[n], a[r][n]);
     }
-  }
+  };
+  for (int64_t key = 0; key < keys; ++key) add(v[key] + column, weights + key * RT);
   TANDEM_UNROLL
   for (int r = 0; r < RT; ++r) {
     TANDEM_UNROLL
-    for (int n = 0; n < NV; ++n) hn::Store(a[r * NV + n], d, acc + r * acc_stride + n * kLanes);
+    for (int n = 0; n < NV; ++n) hn::Store(a[r][n], d, acc + r * acc_stride + n * kLanes);
   }
 }
 
 // All Dv columns, in blocks of NV vectors; what is left over goes to smaller blocks.
 template <typename T, int RT, int NV>
-HWY_INLINE void Values(const T* HWY_RESTRICT v, int64_t v_stride, int64_t keys, int64_t v_head_dim,
-                       const float* HWY_RESTRICT p, int64_t p_stride,
-                       const float* HWY_RESTRICT factor, float* HWY_RESTRICT acc,
-                       int64_t acc_stride, int64_t first_vector, const Prefetch& next) {
-  const int64_t vectors = (v_head_dim + kLanes - 1) / kLanes;
-  const int partial = static_cast<int>(v_head_dim % kLanes);
+HWY_INLINE void ValuesColumns(const T* const* HWY_RESTRICT v, int64_t first_vector, int64_t keys,
+                              int64_t v_head_dim, const float* HWY_RESTRICT weights,
+                              const float* HWY_RESTRICT factor, float* HWY_RESTRICT acc,
+                              int64_t acc_stride) {
+  const int64_t whole = v_head_dim / kLanes;
   int64_t i = first_vector;
-  for (; i + NV <= vectors; i += NV) {
-    ValuesBlock<T, RT, NV>(v + i * kLanes, v_stride, keys, p, p_stride, factor, acc + i * kLanes,
-                           acc_stride, i + NV == vectors ? partial : 0, i == 0 ? next : Prefetch{});
+  for (; i + NV <= whole; i += NV) {
+    ValuesBlock<T, RT, NV, false>(v, i * kLanes, keys, weights, factor, acc + i * kLanes,
+                                  acc_stride, 0);
   }
   if constexpr (NV > 1) {
-    if (i < vectors) {
-      Values<T, RT, NV / 2>(v, v_stride, keys, v_head_dim, p, p_stride, factor, acc, acc_stride, i,
-                            next);
+    if (i < whole) {
+      return ValuesColumns<T, RT, NV / 2>(v, i, keys, v_head_dim, weights, factor, acc, acc_stride);
     }
+  }
+  if (i * kLanes < v_head_dim) {
+    ValuesBlock<T, RT, 1, true>(v, i * kLanes, keys, weights, factor, acc + i * kLanes, acc_stride,
+                                static_cast<int>(v_head_dim - i * kLanes));
   }
 }
 
-// Makes every lane of a row hold the maximum over that row's lanes.
-template <int RT>
-HWY_INLINE void FoldMax(VF (&max)[kVecs]) {
-  if constexpr (kVecs == 1) {
-    const DF d;
-    const hn::RebindToSigned<DF> di;
-    for (int step = RT; step < kLanes; step *= 2) {
-      HWY_ALIGN int32_t index[kLanes];
-      for (int i = 0; i < kLanes; ++i) index[i] = (i + step) % kLanes;
-      const auto rotated = hn::TableLookupLanes(max[0], hn::IndicesFromVec(d, hn::Load(di, index)));
-      max[0] = hn::Max(max[0], rotated);
-    }
-  } else {
-    for (int v = RT; v < kVecs; ++v) max[v % RT] = hn::Max(max[v % RT], max[v]);
-    for (int v = RT; v < kVecs; ++v) max[v] = max[v % RT];
-  }
-}
-
-// Adds a tile to the state of a block of RT rows. `visible` (masked tiles only): the keys of the
-// tile that each of the block's rows sees.
 template <typename T, int RT>
-HWY_NOINLINE void ProcessTile(const KeyTile<T>& tile, const TileShape& shape, const RowBlock& block,
-                              const KeyRange* visible, float* HWY_RESTRICT scores) {
-  constexpr int KT = kAcc / RT;
-  constexpr int kRegisters = kLanes == 16 ? 16 : 8;
-  constexpr int NV = kRegisters / RT > 8 ? 8 : kRegisters / RT;
-  const DF d;
-  const VF neg_inf = hn::Set(d, kNegInf);
-  const int64_t count = tile.keys * RT;
-  VF max[kVecs];
-  TANDEM_UNROLL
-  for (int v = 0; v < kVecs; ++v) max[v] = neg_inf;
-  if (tile.keys >= KT) {
-    Scores<T, RT>(tile, shape, block.q, scores, max);
-  } else {
-    FewScores<T, RT>(tile, shape, block.q, scores);
-  }
-  // Whole groups from here on: scores of -inf have weight 0.
-  const int64_t groups = (count + kAcc - 1) / kAcc;
-  for (int64_t i = count; i < groups * kAcc; ++i) scores[i] = kNegInf;
-  if (visible != nullptr || tile.keys < KT) {
-    for (int r = 0; visible != nullptr && r < block.rows; ++r) {
-      for (int64_t key = 0; key < tile.keys; ++key) {
-        if (key < visible[r].begin || key >= visible[r].end) scores[key * RT + r] = kNegInf;
-      }
-    }
-    TANDEM_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      max[v] = neg_inf;
-      for (int64_t g = 0; g < groups; ++g) {
-        max[v] = hn::Max(max[v], hn::Load(d, scores + g * kAcc + v * kLanes));
-      }
-    }
-  }
-
-  FoldMax<RT>(max);
-  HWY_ALIGN float factor[kAcc];
-  TANDEM_UNROLL
-  for (int v = 0; v < kVecs; ++v) {
-    const VF old = hn::Load(d, block.max + v * kLanes);
-    max[v] = hn::Max(old, max[v]);
-    const VF f = ExpDiffVec(old, max[v]);
-    hn::Store(f, d, factor + v * kLanes);
-    hn::Store(max[v], d, block.max + v * kLanes);
-    VF sum = hn::Mul(hn::Load(d, block.sum + v * kLanes), f);
-    // Nothing seen yet: subtract 0, so that exp(-inf - 0) = 0.
-    const VF safe = hn::IfThenZeroElse(hn::Eq(max[v], neg_inf), max[v]);
-    for (int64_t g = 0; g < groups; ++g) {
-      float* HWY_RESTRICT s = scores + g * kAcc + v * kLanes;
-      const VF p = ExpNonPositive(hn::Sub(hn::Load(d, s), safe));
-      hn::Store(p, d, s);
-      sum = hn::Add(sum, p);
-    }
-    hn::Store(sum, d, block.sum + v * kLanes);
-  }
-
-  if (visible == nullptr) {
-    const int64_t bytes = static_cast<int64_t>(sizeof(T));
-    const Prefetch next = {reinterpret_cast<const char*>(tile.k + tile.keys * tile.k_stride),
-                           tile.k_stride * bytes, shape.head_dim * bytes, tile.prefetch_keys};
-    Values<T, RT, NV>(tile.v, tile.v_stride, tile.keys, shape.v_head_dim, scores, RT, factor,
-                      block.acc, shape.acc_stride, 0, next);
-    return;
-  }
-  // Row by row over the keys it sees: a weight of 0 would still let a NaN value through.
-  for (int r = 0; r < block.rows; ++r) {
-    const int64_t begin = visible[r].begin;
-    const int64_t keys = visible[r].end - begin;
-    Values<T, 1, 8>(tile.v + begin * tile.v_stride, tile.v_stride, keys, shape.v_head_dim,
-                    scores + begin * RT + r, RT, factor + r, block.acc + r * shape.acc_stride,
-                    shape.acc_stride, 0, Prefetch{});
-  }
+HWY_NOINLINE void Values(const T* const* HWY_RESTRICT v, int64_t keys, int64_t v_head_dim,
+                         const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factor,
+                         float* HWY_RESTRICT acc, int64_t acc_stride) {
+  constexpr int kRegisters = kLanes >= 16 ? 16 : 8;
+  constexpr int NV = std::min(kRegisters / RT, 8);
+  ValuesColumns<T, RT, NV>(v, 0, keys, v_head_dim, weights, factor, acc, acc_stride);
 }
 
 }  // namespace tandem::cpu::HWY_NAMESPACE

@@ -23,7 +23,7 @@ absl::Status CheckPlain(const AttentionArgs& args);
 Kernel<AttentionArgs> AttentionReference();
 
 // Bounds of the decode kernel: its rows, scores and accumulators of a tile are sized for these.
-inline constexpr int64_t kMaxDecodeQueries = 8;
+inline constexpr int64_t kMaxDecodeQueries = 16;
 inline constexpr int64_t kMaxDecodeRows = 128;  // q_heads / kv_heads * queries
 
 // Few query rows: streams the cache once, split into chunks (attention_decode.cc).

@@ -59,6 +59,10 @@ HWY_INLINE VF LoadF32(const T* HWY_RESTRICT p) {
     const hn::RebindToUnsigned<DF> d32;
     const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p));
     return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+  } else if constexpr (std::is_same_v<T, int8_t>) {
+    const hn::Rebind<int8_t, DF> d8;
+    const hn::RebindToSigned<DF> d32;
+    return hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, p)));
   } else if constexpr (kHasVectors) {
     const hn::Rebind<hwy::float16_t, DF> d16;
     return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
@@ -89,6 +93,29 @@ HWY_INLINE VF LoadF32Part(const T* HWY_RESTRICT row, int64_t i, int64_t n) {
   return left >= kLanes ? LoadF32(row + i * kLanes)
                         : LoadF32Tail(row + i * kLanes, static_cast<int>(left));
 }
+
+#if HWY_TARGET == HWY_AVX3
+// The 8 elements at p and the 8 at q, as f32.
+template <typename T>
+HWY_INLINE VF LoadTwoHalves(const T* HWY_RESTRICT p, const T* HWY_RESTRICT q) {
+  if constexpr (std::is_same_v<T, float>) {
+    return VF{
+        _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(q), 1)};
+  } else if constexpr (std::is_same_v<T, int8_t>) {
+    const auto bytes = _mm_unpacklo_epi64(_mm_loadu_si64(p), _mm_loadu_si64(q));
+    return VF{_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+  } else {
+    const auto bits = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(q)), 1);
+    if constexpr (std::is_same_v<T, F16>) {
+      return VF{_mm512_cvtph_ps(bits)};
+    } else {
+      return VF{_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+    }
+  }
+}
+#endif
 
 // Stores the first n <= kLanes lanes at p, rounding to nearest even.
 template <typename T>
