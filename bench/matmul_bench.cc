@@ -11,6 +11,8 @@
 // One thread is timed by its processor time, so that a busy machine disturbs less; several threads
 // by the clock. Rates are of the median iteration, ours and the yardstick's alike.
 //
+// The kernel timed is the first that accepts; --kernel=NAME forces one.
+//
 //   matmul_bench --benchmark_filter='Gemm/f16/.*threads:1/'
 #include <benchmark/benchmark.h>
 
@@ -20,6 +22,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -154,14 +157,17 @@ class RawOneDnn {
   size_t next_ = 0;
 };
 
-// Runs the kernel that the registry would choose.
+// Runs the first kernel that accepts, or the forced one.
 class Runner {
  public:
-  explicit Runner(int threads)
-      : threads_(threads), stream_(std::make_shared<ThreadPool>(threads), DetectCpu()) {}
+  Runner(int threads, std::string_view forced)
+      : threads_(threads),
+        forced_(forced),
+        stream_(std::make_shared<ThreadPool>(threads), DetectCpu()) {}
 
   const Kernel<MatMulArgs>* Choose(const MatMulArgs& args) {
     for (const Kernel<MatMulArgs>& kernel : Kernels<MatMulArgs>()) {
+      if (!forced_.empty() && kernel.name != forced_) continue;
       if (!kernel.supports({&stream_, nullptr}, args).ok()) continue;
       const int64_t bytes = kernel.workspace_bytes({&stream_, nullptr}, args);
       scratch_ = allocator_->Allocate(bytes).value();
@@ -179,13 +185,14 @@ class Runner {
 
  private:
   int threads_;
+  std::string_view forced_;
   CpuStream stream_;
   std::unique_ptr<Allocator> allocator_ = MakeHostAllocator();
   std::shared_ptr<Buffer> scratch_;
 };
 
 void Gemm(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightShape shape,
-          int threads) {
+          int threads, std::string_view forced) {
   Problem problem(dtype, m, shape);
   const auto backend = MakeCpuBackend({.threads = threads, .isa = std::nullopt}).value();
   std::vector<std::unique_ptr<PackedWeights>>
@@ -196,7 +203,7 @@ void Gemm(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightSh
       args.b_packed = weights.back().get();
     }
   }
-  Runner runner(threads);
+  Runner runner(threads, forced);
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
   RawOneDnn raw(m, shape, threads);
@@ -217,9 +224,10 @@ void Gemm(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightSh
       problem.flops() / ours / 1e9 / MeasureFmaRate(threads, DetectCpu().isa);
 }
 
-void Gemv(benchmark::State& state, DType dtype, int64_t m, WeightShape shape, int threads) {
+void Gemv(benchmark::State& state, DType dtype, int64_t m, WeightShape shape, int threads,
+          std::string_view forced) {
   Problem problem(dtype, m, shape);
-  Runner runner(threads);
+  Runner runner(threads, forced);
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
   std::vector<double> times;
@@ -246,8 +254,9 @@ std::string NameOf(const char* what, const std::string& dtype, int64_t m, Weight
          "/threads:" + std::to_string(threads);
 }
 
-void RegisterAll() {
-  const DType weights[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
+void RegisterAll(std::string_view forced) {
+  const DType weights[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0, DType::kQ4_0,
+                           DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0};
   std::vector<int> thread_counts = {1};
   if (AllThreads() > 1) thread_counts.push_back(AllThreads());
   for (const int threads : thread_counts) {
@@ -257,7 +266,7 @@ void RegisterAll() {
         for (const int64_t m : {1, 2, 4, 8}) {
           benchmark::RegisterBenchmark(
               NameOf("Gemv", name, m, shape, threads).c_str(),
-              [=](benchmark::State& state) { Gemv(state, dtype, m, shape, threads); })
+              [=](benchmark::State& state) { Gemv(state, dtype, m, shape, threads, forced); })
               ->UseManualTime()
               ->MinTime(0.1);
         }
@@ -266,7 +275,9 @@ void RegisterAll() {
           for (const int64_t m : {16, 32, 64, 128, 512}) {
             benchmark::RegisterBenchmark(
                 NameOf("Gemm", packed ? name + "_packed" : name, m, shape, threads).c_str(),
-                [=](benchmark::State& state) { Gemm(state, dtype, packed, m, shape, threads); })
+                [=](benchmark::State& state) {
+                  Gemm(state, dtype, packed, m, shape, threads, forced);
+                })
                 ->UseManualTime()
                 ->MinTime(0.1);
           }
@@ -280,7 +291,15 @@ void RegisterAll() {
 }  // namespace tandem::cpu
 
 int main(int argc, char** argv) {
-  tandem::cpu::RegisterAll();
+  constexpr std::string_view kFlag = "--kernel=";
+  std::string_view forced;
+  const auto end = std::remove_if(argv + 1, argv + argc, [&](const char* argument) {
+    const bool is_flag = std::string_view(argument).starts_with(kFlag);
+    if (is_flag) forced = std::string_view(argument).substr(kFlag.size());
+    return is_flag;
+  });
+  argc = static_cast<int>(end - argv);
+  tandem::cpu::RegisterAll(forced);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

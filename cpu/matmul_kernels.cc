@@ -9,14 +9,20 @@ namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 13> kernels = {
+  static const std::array<Kernel<MatMulArgs>, 19> kernels = {
       Int8MatMul(DotIsa::kAvx512Vnni),
       Int8MatMul(DotIsa::kAvxVnni),
       Int8MatMul(DotIsa::kAvx2),
+      GemvInt8MatMul(DotIsa::kAvx512Vnni),
+      GemvInt8MatMul(DotIsa::kAvxVnni),
+      GemvInt8MatMul(DotIsa::kAvx2),
       GemvMatMul(Isa::kAvx512),
       GemvMatMul(Isa::kAvx2),
+      GemvInt8MatMul(DotIsa::kScalar),
       GemvMatMul(Isa::kScalar),
       OneDnnPackedMatMul(),
+      RowsMatMul(Isa::kAvx512),
+      RowsMatMul(Isa::kAvx2),
       OneDnnExpandMatMul(),
       GemmMatMul(Isa::kAvx512),
       GemmMatMul(Isa::kAvx2),

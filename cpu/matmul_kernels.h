@@ -11,6 +11,8 @@ enum class DotIsa : uint8_t;
 
 Kernel<MatMulArgs> Int8MatMul(DotIsa isa);
 Kernel<MatMulArgs> GemvMatMul(Isa isa);
+Kernel<MatMulArgs> GemvInt8MatMul(DotIsa isa);
+Kernel<MatMulArgs> RowsMatMul(Isa isa);  // kAvx512 or kAvx2
 Kernel<MatMulArgs> OneDnnPackedMatMul();
 Kernel<MatMulArgs> OneDnnExpandMatMul();
 Kernel<MatMulArgs> GemmMatMul(Isa isa);
