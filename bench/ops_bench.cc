@@ -156,6 +156,24 @@ void Sample(benchmark::State& state, int64_t columns, int64_t top_k, float top_p
   Report(state, args, Bytes({args.logits}), threads);
 }
 
+// Attention over a cache in `parts` parts, 32 heads of 128.
+void MergeAttention(benchmark::State& state, int64_t queries, int64_t parts, DType dtype,
+                    int threads) {
+  TensorArena arena;
+  std::vector<TensorView> outs, lses;
+  int64_t bytes = 0;
+  for (int64_t p = 0; p < parts; ++p) {
+    outs.push_back(arena.Make(dtype, {1, 32, queries, 128}));
+    lses.push_back(arena.Make(DType::kF32, {1, 32, queries}, 5.0f, 9.0f));
+    bytes += Bytes({outs.back(), lses.back()});
+  }
+  const MergeAttentionArgs args = {.out_parts = outs,
+                                   .lse_parts = lses,
+                                   .out = arena.Make(dtype, {1, 32, queries, 128}),
+                                   .lse = arena.Make(DType::kF32, {1, 32, queries})};
+  Report(state, args, bytes + Bytes({args.out, args.lse}), threads);
+}
+
 using Bench = std::function<void(benchmark::State&, int threads)>;
 
 void Add(const std::string& name, const Bench& bench) {
@@ -209,6 +227,19 @@ void Register() {
     Add(name, [from = from, to = to](benchmark::State& state, int threads) {
       Cast(state, 512, 4096, from, to, threads);
     });
+  }
+  for (int64_t queries : {1, 512}) {
+    for (int64_t parts : {2, 8, 64}) {
+      if (queries * parts > 5000) continue;
+      for (DType dtype : {DType::kF32, DType::kF16}) {
+        const std::string name = "merge_attention/" + std::to_string(queries) +
+                                 "x32x128/parts:" + std::to_string(parts) + "/" +
+                                 std::string(Name(dtype));
+        Add(name, [=](benchmark::State& state, int threads) {
+          MergeAttention(state, queries, parts, dtype, threads);
+        });
+      }
+    }
   }
   for (int64_t vocabulary : {32000, 151936}) {
     const std::string size = std::to_string(vocabulary);

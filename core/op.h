@@ -22,12 +22,13 @@ enum class OpKind : uint8_t {
   kCast,
   kArgMax,
   kSample,
+  kMergeAttention,
 };
-inline constexpr int kNumOps = 13;
+inline constexpr int kNumOps = 14;
 
 inline constexpr std::array<std::string_view, kNumOps> kOpNames = {
-    "attention", "mask",      "matmul",    "softmax", "rms_norm", "rope",  "silu_mul",
-    "add",       "embedding", "kv_append", "cast",    "argmax",   "sample"};
+    "attention", "mask",      "matmul",    "softmax", "rms_norm", "rope",   "silu_mul",
+    "add",       "embedding", "kv_append", "cast",    "argmax",   "sample", "merge_attention"};
 
 inline std::string_view Name(OpKind op) { return kOpNames[static_cast<size_t>(op)]; }
 

@@ -11,6 +11,7 @@
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
+#include "core/ops/merge_attention.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
 #include "core/ops/sample.h"
@@ -48,5 +49,7 @@ template <>
 KernelList<ArgMaxArgs> Kernels<ArgMaxArgs>();
 template <>
 KernelList<SampleArgs> Kernels<SampleArgs>();
+template <>
+KernelList<MergeAttentionArgs> Kernels<MergeAttentionArgs>();
 
 }  // namespace tandem::cpu

@@ -20,23 +20,20 @@ OpFacts RowWise(OpKind op, const TensorView& out, int64_t bytes, double flops_pe
   return facts;
 }
 
-// Number of (query, key) pairs that the rule lets through. Ranges grow by at most one key per
-// query, so the sum over rows is taken exactly for short queries and by the trapezoid of first and
-// last row for long ones.
+// Number of (query, key) pairs that the rule lets through: exact for few queries, from evenly
+// spaced ones for many.
 double VisiblePairs(const MaskRule& rule) {
-  if (rule.q_len == 0) return 0.0;
-  constexpr int64_t kExact = 16;
+  constexpr int64_t kRows = 16;
+  const int64_t rows = std::min(rule.q_len, kRows);
   double pairs = 0.0;
-  if (rule.q_len <= kExact) {
-    for (int64_t q = 0; q < rule.q_len; ++q) {
-      const KeyRange range = rule.Range(q);
-      pairs += static_cast<double>(range.end - range.begin);
-    }
-    return pairs;
+  for (int64_t i = 0; i < rows; ++i) {
+    // The middle of the i-th of `rows` equal parts.
+    const double middle = (static_cast<double>(i) + 0.5) / static_cast<double>(rows);
+    const KeyRange range =
+        rule.Range(static_cast<int64_t>(middle * static_cast<double>(rule.q_len)));
+    pairs += static_cast<double>(range.end - range.begin);
   }
-  const KeyRange first = rule.Range(0), last = rule.Range(rule.q_len - 1);
-  const double rows = static_cast<double>(rule.q_len);
-  return 0.5 * rows * static_cast<double>(first.end - first.begin + last.end - last.begin);
+  return rows == 0 ? 0.0 : pairs * static_cast<double>(rule.q_len) / static_cast<double>(rows);
 }
 
 }  // namespace
@@ -47,14 +44,30 @@ OpFacts FactsOf(const AttentionArgs& args) {
   facts.m = args.q_len();
   facts.n = args.q_heads();
   facts.k = args.head_dim();
-  facts.kv_len = args.kv_len();
   facts.elements = args.out.num_elements();
-  facts.bytes = Bytes(args.q) + Bytes(args.k) + Bytes(args.v) + Bytes(args.k_new) +
-                Bytes(args.v_new) + Bytes(args.out) + Bytes(args.lse);
-  facts.flops = 2.0 * static_cast<double>(args.batch() * args.q_heads()) *
-                static_cast<double>(args.head_dim() + args.v_head_dim()) *
-                VisiblePairs(args.Rule());
   facts.operands = args.q.device;
+  facts.bytes = Bytes(args.q) + Bytes(args.k_new) + Bytes(args.v_new) + Bytes(args.bias) +
+                Bytes(args.mask) + Bytes(args.out) + Bytes(args.lse);
+  double pairs = 0.0;
+  // Lengths that are on another device count as full.
+  if (args.ragged() && args.q.device.kind == DeviceKind::kCpu) {
+    int64_t cached = 0;
+    for (int64_t b = 0; b < args.batch(); ++b) {
+      const AttentionSequence sequence = args.Sequence(b);
+      pairs += VisiblePairs(sequence.rule);
+      cached += sequence.cache_len;
+      facts.kv_len = std::max(facts.kv_len, sequence.rule.kv_len);
+    }
+    const int64_t scale_bytes = args.k_scale.present() ? 2 * BlockBytes(DType::kF32) : 0;
+    facts.bytes += cached * args.kv_heads() *
+                   (ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim()) + scale_bytes);
+  } else {
+    pairs = static_cast<double>(args.batch()) * VisiblePairs(args.Rule());
+    facts.kv_len = args.kv_len();
+    facts.bytes += Bytes(args.k) + Bytes(args.v) + Bytes(args.k_scale) + Bytes(args.v_scale);
+  }
+  facts.flops = 2.0 * static_cast<double>(args.q_heads()) *
+                static_cast<double>(args.head_dim() + args.v_head_dim()) * pairs;
   return facts;
 }
 
@@ -130,6 +143,14 @@ OpFacts FactsOf(const ArgMaxArgs& args) {
 }
 OpFacts FactsOf(const SampleArgs& args) {
   return RowWise(OpKind::kSample, args.out, Bytes(args.logits) + Bytes(args.out), 0.0);
+}
+OpFacts FactsOf(const MergeAttentionArgs& args) {
+  int64_t bytes = Bytes(args.out) + Bytes(args.lse);
+  for (int64_t p = 0; p < args.parts(); ++p) {
+    bytes += Bytes(args.out_parts[static_cast<size_t>(p)]) +
+             Bytes(args.lse_parts[static_cast<size_t>(p)]);
+  }
+  return RowWise(OpKind::kMergeAttention, args.out, bytes, 2.0 * static_cast<double>(args.parts()));
 }
 
 }  // namespace tandem

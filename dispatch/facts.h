@@ -10,6 +10,7 @@
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
+#include "core/ops/merge_attention.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
 #include "core/ops/sample.h"
@@ -32,5 +33,6 @@ OpFacts FactsOf(const KvAppendArgs& args);
 OpFacts FactsOf(const CastArgs& args);
 OpFacts FactsOf(const ArgMaxArgs& args);
 OpFacts FactsOf(const SampleArgs& args);
+OpFacts FactsOf(const MergeAttentionArgs& args);
 
 }  // namespace tandem

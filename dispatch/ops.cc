@@ -53,6 +53,9 @@ absl::Status KvAppendInto(Context& context, const KvAppendArgs& args) {
 absl::Status CastInto(Context& context, const CastArgs& args) { return RunOp(context, args); }
 absl::Status ArgMaxInto(Context& context, const ArgMaxArgs& args) { return RunOp(context, args); }
 absl::Status SampleInto(Context& context, const SampleArgs& args) { return RunOp(context, args); }
+absl::Status MergeAttentionInto(Context& context, const MergeAttentionArgs& args) {
+  return RunOp(context, args);
+}
 
 absl::StatusOr<Tensor> Attention(Context& context, AttentionArgs args) {
   absl::Status ok = ValidateView("q", args.q, 4);
@@ -155,6 +158,13 @@ absl::StatusOr<Tensor> ArgMax(Context& context, ArgMaxArgs args) {
 absl::StatusOr<Tensor> Sample(Context& context, SampleArgs args) {
   return RunValue(context, args, ValidateView("logits", args.logits, 2), args.logits, DType::kI32,
                   [&] { return Shape{args.logits.dim(0)}; });
+}
+
+absl::StatusOr<Tensor> MergeAttention(Context& context, MergeAttentionArgs args) {
+  if (args.out_parts.empty()) return InvalidArgument("out_parts: expected at least one part");
+  const TensorView& first = args.out_parts[0];
+  return RunValue(context, args, ValidateView("out_parts[0]", first, 4), first, first.dtype,
+                  [&] { return first.shape; });
 }
 
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,

@@ -20,6 +20,7 @@
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
+#include "core/ops/merge_attention.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
 #include "core/ops/sample.h"
@@ -43,9 +44,10 @@ absl::Status KvAppendInto(Context& context, const KvAppendArgs& args);
 absl::Status CastInto(Context& context, const CastArgs& args);
 absl::Status ArgMaxInto(Context& context, const ArgMaxArgs& args);
 absl::Status SampleInto(Context& context, const SampleArgs& args);
+absl::Status MergeAttentionInto(Context& context, const MergeAttentionArgs& args);
 
-// out has the dtype of q (attention), a (matmul, add), x, gate or logits; embedding and cast take
-// it explicitly.
+// out has the dtype of q (attention), a (matmul, add), x, gate, logits or out_parts[0]; embedding
+// and cast take it explicitly.
 absl::StatusOr<Tensor> Attention(Context& context, AttentionArgs args);
 // Masks: in host memory, or beside the lists of a batch.
 absl::StatusOr<Tensor> Mask(Context& context, const MaskRule& rule, DType dtype);
@@ -62,6 +64,7 @@ absl::StatusOr<Tensor> Embedding(Context& context, EmbeddingArgs args, DType dty
 absl::StatusOr<Tensor> Cast(Context& context, CastArgs args, DType dtype);
 absl::StatusOr<Tensor> ArgMax(Context& context, ArgMaxArgs args);
 absl::StatusOr<Tensor> Sample(Context& context, SampleArgs args);
+absl::StatusOr<Tensor> MergeAttention(Context& context, MergeAttentionArgs args);
 
 // Weights [N, K] repacked for the fastest matrix product of their device; pass the result as
 // MatMulArgs::b_packed. A second copy of the matrix: in f32 for float dtypes, of about the same

@@ -40,6 +40,8 @@ std::vector<std::string_view> KernelNames(OpKind op, DeviceKind device) {
       return Names<ArgMaxArgs>(device);
     case OpKind::kSample:
       return Names<SampleArgs>(device);
+    case OpKind::kMergeAttention:
+      return Names<MergeAttentionArgs>(device);
   }
   return {};
 }

@@ -12,6 +12,7 @@
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
+#include "core/ops/merge_attention.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
 #include "core/ops/sample.h"
@@ -451,6 +452,20 @@ TEST(Garbage, IsJudgedWithoutHarm) {
     attention.lse = v[6];
     attention.window_left = number;
     judge(attention);
+    attention.k_new = attention.v_new = {};
+    attention.bias = v[3];
+    attention.mask = v[4];
+    attention.lse = {};
+    (rng.Chance(0.5) ? attention.sinks : attention.alibi_slopes) = v[6];
+    attention.k_scale = attention.v_scale = rng.Chance(0.5) ? v[6] : TensorView();
+    attention.chunk = attention.prefix_len = number;
+    judge(attention);
+    MergeAttentionArgs merge;
+    merge.out_parts = {v.data(), static_cast<size_t>(rng.Integer(0, 2))};
+    merge.lse_parts = {v.data() + 2, 2};
+    merge.out = v[4];
+    merge.lse = v[5];
+    judge(merge);
     MatMulArgs matmul;
     matmul.a = v[0];
     matmul.b = v[1];

@@ -102,7 +102,8 @@ TYPED_TEST(CpuOps, RunAllocatesNothing) {
     if (cases::ExpectedCode(all[i]) != absl::StatusCode::kOk) continue;
     const auto prepared = cases::Prepare(all[i]);
     ASSERT_TRUE(prepared.ok());
-    const auto args = all[i].Bind(cases::Views(prepared->operands));
+    const cases::Views views(prepared->operands);
+    const auto args = all[i].Bind(views);
     for (const auto& kernel : Kernels<typename Case::Args>()) {
       KernelContext context = {.stream = &stream, .workspace = nullptr};
       if (!kernel.supports(context, args).ok()) continue;

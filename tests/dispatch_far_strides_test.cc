@@ -124,7 +124,8 @@ TEST_P(FarStrides, GiveTheSameResults) {
 INSTANTIATE_TEST_SUITE_P(Ops, FarStrides,
                          testing::Values(OpKind::kAttention, OpKind::kMatMul, OpKind::kSoftmax,
                                          OpKind::kRmsNorm, OpKind::kRope, OpKind::kSiluMul,
-                                         OpKind::kAdd, OpKind::kKvAppend, OpKind::kCast),
+                                         OpKind::kAdd, OpKind::kKvAppend, OpKind::kCast,
+                                         OpKind::kMergeAttention),
                          [](const auto& param) { return std::string(Name(param.param)); });
 
 }  // namespace

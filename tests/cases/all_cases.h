@@ -7,6 +7,7 @@
 #include "tests/cases/lookup_cases.h"
 #include "tests/cases/mask_cases.h"
 #include "tests/cases/matmul_cases.h"
+#include "tests/cases/merge_attention_cases.h"
 #include "tests/cases/rope_cases.h"
 
 namespace tandem::cases {
@@ -27,6 +28,7 @@ void ForEachCaseType(Fn&& fn) {
   fn.template operator()<CastCase>();
   fn.template operator()<ArgMaxCase>();
   fn.template operator()<SampleCase>();
+  fn.template operator()<MergeAttentionCase>();
 }
 
 }  // namespace tandem::cases

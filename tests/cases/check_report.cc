@@ -75,23 +75,25 @@ nlohmann::json JsonNumber(double x) {
 
 std::string CheckTable(const CheckReport& report, bool by_dtype) {
   const std::vector<CheckRow> rows = by_dtype ? report.rows : MergeDTypes(report.rows);
-  size_t kernel_width = 6, dtype_width = 5;
+  size_t op_width = 2, kernel_width = 6, dtype_width = 5;
   for (const CheckRow& row : rows) {
+    op_width = std::max(op_width, row.op.size());
     kernel_width = std::max(kernel_width, row.kernel.size());
     dtype_width = std::max(dtype_width, row.dtype.size());
   }
+  const int op_columns = static_cast<int>(op_width);
   const int kernel_columns = static_cast<int>(kernel_width);
   const int dtype_columns = static_cast<int>(dtype_width);
   std::string table =
-      absl::StrFormat("%-9s  %-6s  %-6s  %-*s  %-*s  %6s  %6s  %6s  %9s  %9s  %9s\n", "op",
-                      "device", "isa", kernel_columns, "kernel", dtype_columns, "dtype", "passed",
-                      "failed", "n/a", "err/allow", "max abs", "rel L2");
+      absl::StrFormat("%-*s  %-6s  %-6s  %-*s  %-*s  %6s  %6s  %6s  %9s  %9s  %9s\n", op_columns,
+                      "op", "device", "isa", kernel_columns, "kernel", dtype_columns, "dtype",
+                      "passed", "failed", "n/a", "err/allow", "max abs", "rel L2");
   for (const CheckRow& row : rows) {
     const bool ran = row.passed + row.failed > 0;
     absl::StrAppend(
-        &table, absl::StrFormat("%-9s  %-6s  %-6s  %-*s  %-*s  %6d  %6d  %6d  ", row.op, row.device,
-                                row.isa, kernel_columns, row.kernel, dtype_columns, row.dtype,
-                                row.passed, row.failed, row.unsupported));
+        &table, absl::StrFormat("%-*s  %-6s  %-6s  %-*s  %-*s  %6d  %6d  %6d  ", op_columns, row.op,
+                                row.device, row.isa, kernel_columns, row.kernel, dtype_columns,
+                                row.dtype, row.passed, row.failed, row.unsupported));
     if (ran) {
       absl::StrAppend(&table, absl::StrFormat("%9s  %9s  %9s\n", Number(row.worst_ratio),
                                               Number(row.max_abs_error), Number(row.relative_l2)));

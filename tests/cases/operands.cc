@@ -174,6 +174,14 @@ TensorView Views::operator()(std::string_view name) const {
   return {};
 }
 
+std::span<const TensorView> Views::All(std::string_view prefix) const {
+  std::vector<TensorView>& list = lists_.emplace_back();
+  for (const auto& [name, view] : views_) {
+    if (std::string_view(name).starts_with(prefix)) list.push_back(view);
+  }
+  return list;
+}
+
 absl::StatusOr<DeviceOperands> DeviceOperands::Upload(const Operands& operands, Backend& backend,
                                                       Stream& stream) {
   DeviceOperands result;

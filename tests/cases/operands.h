@@ -11,8 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -85,11 +87,14 @@ class Views {
   void Add(std::string name, const TensorView& view) { views_.emplace_back(std::move(name), view); }
   // An absent view (rank 0) if there is no such operand.
   TensorView operator()(std::string_view name) const;
+  // Those whose names begin with `prefix`, in order; they live as long as this object.
+  std::span<const TensorView> All(std::string_view prefix) const;
   // Matrix products: the packed form of operand "b", when the case asks for it.
   const PackedWeights* packed = nullptr;
 
  private:
   std::vector<std::pair<std::string, TensorView>> views_;
+  mutable std::list<std::vector<TensorView>> lists_;  // what All() gave out
 };
 
 // A copy of the operands in a device's memory.

@@ -73,7 +73,8 @@ template <typename Case>
 absl::StatusOr<Prepared<Case>> Prepare(const Case& c) {
   Prepared<Case> prepared{c, c.MakeOperands(), {}};
   TANDEM_RETURN_IF_ERROR(prepared.operands.status());
-  const typename Case::Args args = c.Bind(Views(prepared.operands));
+  const Views views(prepared.operands);
+  const typename Case::Args args = c.Bind(views);
   TANDEM_RETURN_IF_ERROR(Validate(args));
   prepared.expectations = c.Expect(args);
   return prepared;
