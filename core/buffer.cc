@@ -24,8 +24,16 @@ class HostAllocator final : public Allocator {
     const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
     void* data = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(rounded));
     if (data == nullptr) return nullptr;
-    // Advice only: a refusal costs speed, not correctness.
-    if (huge) (void)madvise(data, static_cast<size_t>(rounded), MADV_HUGEPAGE);
+    // Whole huge pages only: touching one byte of a last, partial one would take all of it, 1 MiB
+    // per buffer on average. Advice only: a refusal costs speed, not correctness.
+    if (huge) {
+      const int64_t whole = bytes / alignment * alignment;
+      (void)madvise(data, static_cast<size_t>(whole), MADV_HUGEPAGE);
+      if (rounded > whole) {
+        (void)madvise(static_cast<char*>(data) + whole, static_cast<size_t>(rounded - whole),
+                      MADV_NOHUGEPAGE);
+      }
+    }
     in_use_.fetch_add(bytes, std::memory_order_relaxed);
     return data;
   }

@@ -166,7 +166,11 @@ absl::Status CheckFeature(bool present, const char* name) {
 
 template <DotIsa kIsa>
 absl::Status Supports(const KernelContext& context, const MatMulArgs& args) {
-  if (args.b_packed == nullptr) return Unimplemented("needs b_packed");
+  if (args.b_packed == nullptr) {
+    // The usual answer where weights are floats: copying it allocates nothing.
+    static const absl::Status kNeedsPacked = Unimplemented("needs b_packed");
+    return kNeedsPacked;
+  }
   if (args.b_packed->format() != Int8Weights::kFormat) {
     return Unimplemented("b_packed has format '", std::string(args.b_packed->format()),
                          "', expected '", std::string(Int8Weights::kFormat), "'");

@@ -52,10 +52,10 @@ void PackUnit(const BlockQ8_0* from, int64_t stride, int64_t rows, int64_t block
     for (int64_t row = 0; row < rows; ++row) {
       const BlockQ8_0& block = from[row * stride + b];
       StoreF16(block.d, unit, b, row);
-      for (int i = 0; i < 32; ++i) {
-        quants[static_cast<size_t>(row)][static_cast<size_t>(i)] =
-            static_cast<uint8_t>(block.q[i] + 128);
-      }
+      uint64_t words[4];  // + 128 in each byte
+      std::memcpy(words, block.q, sizeof(words));
+      for (uint64_t& word : words) word ^= 0x8080808080808080u;
+      std::memcpy(quants[static_cast<size_t>(row)].data(), words, sizeof(words));
     }
     for (int step = 0; step < 8; ++step) {
       StoreSteps<8>(quants, step, 1, 0, unit + 128 + b * 1024 + step * 128);

@@ -48,8 +48,16 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
   TANDEM_ASSIGN_OR_RETURN(model->config_, DecoderConfig::Load(*model->file_));
   TANDEM_ASSIGN_OR_RETURN(model->weights_, DecoderWeights::Load(*model->file_, model->config_));
 
-  const bool pack = options.pack_weights;
+  const bool pack_quantized = options.pack_quantized && context.options().quantize_activations;
+  const auto packs = [&](const TensorView& view) {
+    return IsBlockQuantized(view.dtype) ? pack_quantized : options.pack_weights;
+  };
   const DecoderWeights& weights = model->weights_;
+  // The output matrix multiplies one row, or few: a second copy in f32 would not pay. The
+  // largest matrix comes first, while there is room for both its forms.
+  TANDEM_RETURN_IF_ERROR(model->Prepare(context, weights.output,
+                                        IsBlockQuantized(weights.output.dtype) && pack_quantized,
+                                        model->output_));
   model->layers_.resize(weights.layers.size());
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const LayerWeights& from = weights.layers[i];
@@ -58,11 +66,9 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
          {std::pair(&from.q, &to.q), std::pair(&from.k, &to.k), std::pair(&from.v, &to.v),
           std::pair(&from.attn_output, &to.attn_output), std::pair(&from.gate, &to.gate),
           std::pair(&from.up, &to.up), std::pair(&from.down, &to.down)}) {
-      TANDEM_RETURN_IF_ERROR(model->Prepare(context, *view, pack, *matrix));
+      TANDEM_RETURN_IF_ERROR(model->Prepare(context, *view, packs(*view), *matrix));
     }
   }
-  // The output matrix multiplies one row, or few: packing would not pay.
-  TANDEM_RETURN_IF_ERROR(model->Prepare(context, weights.output, false, model->output_));
 
   const DecoderConfig::Rope& rope = model->config_.rope;
   TANDEM_ASSIGN_OR_RETURN(const RopeFrequencies frequencies,
@@ -83,6 +89,8 @@ absl::Status Model::Prepare(Context& context, const TensorView& view, bool pack,
   if (!packed.ok()) return packed.status();
   matrix.packed = *std::move(packed);
   packed_bytes_ += matrix.packed->bytes();
+  // The stored form stays readable (for the embedding, if tied; for a kernel that is forced).
+  if (IsBlockQuantized(view.dtype)) file_->ReleasePages(view);
   return absl::OkStatus();
 }
 

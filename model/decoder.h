@@ -13,7 +13,7 @@
 //     x += Wdown (silu(Wgate h) * Wup h)
 //   logits = Woutput rms_norm(x)
 //
-// A Model holds what does not change: the mapped weights (and, if asked for, packed copies). A
+// A Model holds what does not change: the mapped weights, and their packed copies. A
 // Session holds one sequence: its key/value caches and activation buffers, all allocated when it is
 // created; forwarding allocates nothing further once the context's workspace has grown. Prompts run
 // in chunks of `ubatch` tokens. Heads are strided views of [tokens, heads * head_dim]: nothing is
@@ -37,10 +37,14 @@
 namespace tandem {
 
 struct ModelOptions {
-  // Also keeps every matrix in the layout that its device multiplies fastest by many tokens at
-  // once: faster prompts for a second copy of the weights in memory. Block formats, which are
-  // multiplied from their stored form, are left as they are.
+  // Also keeps every F32, F16 and BF16 matrix in the layout that its device multiplies fastest by
+  // many tokens at once: faster prompts for a second copy of the weights, in f32, in memory.
   bool pack_weights = false;
+  // Keeps quantised matrices in the layout of integer dot products, where the device has kernels
+  // for it and the context lets activations be rounded (ContextOptions::quantize_activations):
+  // instead of the stored form, whose pages are given back to the system. Takes a moment when
+  // loading.
+  bool pack_quantized = true;
 };
 
 // Uses memory of the context it was loaded in, which must outlive it.
@@ -61,7 +65,7 @@ class Model {
  private:
   friend class Session;
 
-  // A weight matrix [N, K], and the same packed if options and type allow.
+  // A weight matrix [N, K] as stored, and the same packed if options and type allow.
   struct Matrix {
     TensorView view;
     std::unique_ptr<PackedWeights> packed;

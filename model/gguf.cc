@@ -1,6 +1,7 @@
 #include "model/gguf.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include <optional>
 
 #include "core/status.h"
+#include "core/tensor.h"
 #include "model/gguf_format.h"
 
 namespace tandem {
@@ -65,6 +67,21 @@ std::string Describe(const GgufValue& value) {
 
 GgufFile::~GgufFile() {
   if (mapped_) munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+void GgufFile::ReleasePages(const TensorView& tensor) const {
+  const auto bytes = StorageBytes("tensor", tensor.dtype, tensor.shape);
+  if (!mapped_ || !bytes.ok()) return;
+  // Whole pages of the tensor only: its neighbours keep theirs. The mapping starts at a page.
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
+  const auto begin = static_cast<size_t>(tensor.As<const std::byte>() - bytes_.data());
+  const size_t first = (begin + page - 1) / page * page;
+  const size_t last = (begin + static_cast<size_t>(*bytes)) / page * page;
+  if (first >= last || last > bytes_.size()) return;
+  void* address = const_cast<std::byte*>(bytes_.data()) + first;
+  // Small pages from now on, lest reading a small neighbour map 2 MiB around it again.
+  (void)madvise(address, last - first, MADV_NOHUGEPAGE);
+  (void)madvise(address, last - first, MADV_DONTNEED);
 }
 
 const GgufValue* GgufFile::FindValue(std::string_view key) const {

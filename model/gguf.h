@@ -111,6 +111,10 @@ class GgufFile {
   // And of exactly this shape (outermost first), else InvalidArgument.
   absl::StatusOr<TensorView> Tensor(std::string_view name, const Shape& shape) const;
 
+  // A tensor of this file will hardly be read again: its pages need not stay in memory. They come
+  // back from the file if it is.
+  void ReleasePages(const TensorView& tensor) const;
+
  private:
   friend class GgufParser;
 

@@ -19,13 +19,16 @@ void AddModelArguments(CLI::App& command, ModelArguments& arguments) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command.add_flag("--pack", arguments.pack,
-                   "repack the weights: faster prompts for a second copy of them in memory");
+                   "repack F32, F16 and BF16 weights: faster prompts for a second copy in memory");
+  command.add_flag("--no-pack", arguments.no_pack,
+                   "leave quantised weights as stored: faster loading, slower from then on");
 }
 
 absl::StatusOr<std::shared_ptr<const Model>> OpenModel(Context& context,
                                                        const ModelArguments& arguments) {
   ModelOptions options;
   options.pack_weights = arguments.pack;
+  options.pack_quantized = !arguments.no_pack;
   return Model::Open(context, arguments.path, options);
 }
 

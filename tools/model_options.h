@@ -20,6 +20,7 @@ struct ModelArguments {
   int64_t capacity = 0;
   int64_t ubatch = 512;
   bool pack = false;
+  bool no_pack = false;
 };
 
 void AddModelArguments(CLI::App& command, ModelArguments& arguments);
