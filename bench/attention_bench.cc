@@ -9,6 +9,7 @@
 //   Prefill  q_len = kv_len, causal, everything in one dtype. GFLOP_s counts the visible half.
 //   of_fma: over the FMA rate.
 //            of_sgemm: over oneDNN's f32 product of 512 x 2048 x 2048.
+//   PrefillVariant  the same with one variant of the op each; GFLOP_s counts what the rule shows.
 //
 // One thread is timed by its processor time, so that a busy machine disturbs less; several threads
 // by the clock.
@@ -62,8 +63,9 @@ class Problem {
     }
   }
   const std::vector<AttentionArgs>& calls() const { return calls_; }
+  AttentionArgs& first_call() { return calls_[0]; }
 
- private:
+  // Random numbers.
   TensorView Make(DType dtype, const Shape& shape) {
     const int64_t count = NumElements(shape).value();
     buffers_.push_back(allocator_->Allocate(ByteOffset(dtype, count)).value());
@@ -77,6 +79,17 @@ class Problem {
     });
     return MakeView(buffers_.back()->data(), dtype, shape);
   }
+  // value(i) for every element.
+  template <typename T, typename Value>
+  TensorView Fill(DType dtype, const Shape& shape, Value value) {
+    const int64_t count = NumElements(shape).value();
+    buffers_.push_back(allocator_->Allocate(ByteOffset(dtype, count)).value());
+    T* data = static_cast<T*>(buffers_.back()->data());
+    for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(value(i));
+    return MakeView(buffers_.back()->data(), dtype, shape);
+  }
+
+ private:
   std::unique_ptr<Allocator> allocator_;
   std::vector<std::shared_ptr<Buffer>> buffers_;
   std::vector<AttentionArgs> calls_;
@@ -209,6 +222,86 @@ void Prefill(benchmark::State& state, const HeadShape& shape, DType dtype, int64
       Counter(flops * 1e-9 / SgemmRate(threads), Counter::kIsIterationInvariantRate);
 }
 
+// What each variant adds to causal attention over 1024 tokens.
+struct Variant {
+  const char* name;
+  void (*apply)(Problem& problem, AttentionArgs& args);
+};
+constexpr int64_t kVariantLength = 1024;
+constexpr Variant kVariants[] = {
+    {"plain", [](Problem&, AttentionArgs&) {}},
+    {"softcap", [](Problem&, AttentionArgs& args) { args.softcap = 30.0f; }},
+    {"alibi",
+     [](Problem& problem, AttentionArgs& args) {
+       args.alibi_slopes = problem.Make(DType::kF32, {args.q_heads()});
+     }},
+    {"bias_f32",
+     [](Problem& problem, AttentionArgs& args) {
+       args.bias = problem.Make(DType::kF32, {1, 1, args.q_len(), args.kv_len()});
+     }},
+    {"bias_f16_per_head",
+     [](Problem& problem, AttentionArgs& args) {
+       args.bias = problem.Make(DType::kF16, {1, args.q_heads(), args.q_len(), args.kv_len()});
+     }},
+    {"mask_bool",
+     [](Problem& problem, AttentionArgs& args) {
+       args.mask = problem.Fill<uint8_t>(DType::kBool, {1, 1, args.q_len(), args.kv_len()},
+                                         [](int64_t i) { return i % 5 != 0; });
+     }},
+    {"mask_packed",
+     [](Problem& problem, AttentionArgs& args) {
+       args.mask = problem.Fill<uint32_t>(DType::kU32, {1, 1, args.q_len(), args.kv_len() / 32},
+                                          [](int64_t i) { return 0x9E3779B9u * (i + 1); });
+     }},
+    {"sinks",
+     [](Problem& problem, AttentionArgs& args) {
+       args.sinks = problem.Make(DType::kF32, {args.q_heads()});
+     }},
+    {"window_256", [](Problem&, AttentionArgs& args) { args.window_left = 255; }},
+    {"int8_cache",
+     [](Problem& problem, AttentionArgs& args) {
+       const Shape rows = {1, args.kv_heads(), args.kv_len()};
+       const Shape all = {1, args.kv_heads(), args.kv_len(), args.head_dim()};
+       const auto value = [](int64_t i) { return i * 37 % 251 - 125; };
+       args.k = problem.Fill<int8_t>(DType::kI8, all, value);
+       args.v = problem.Fill<int8_t>(DType::kI8, all, value);
+       args.k_scale = problem.Fill<float>(DType::kF32, rows, [](int64_t) { return 0.01f; });
+       args.v_scale = args.k_scale;
+     }},
+    {"pages_of_16",
+     [](Problem& problem, AttentionArgs& args) {
+       constexpr int64_t kPage = 16;
+       const int64_t pages = args.kv_len() / kPage, keys = args.kv_len();
+       const Shape pool = {pages, args.kv_heads(), kPage, args.head_dim()};
+       args.page_table = problem.Fill<int32_t>(DType::kI32, {1, pages},
+                                               [=](int64_t i) { return (i * 27 + 5) % pages; });
+       args.kv_lens = problem.Fill<int32_t>(DType::kI32, {1}, [=](int64_t) { return keys; });
+       args.k = problem.Make(args.k.dtype, pool);
+       args.v = problem.Make(args.v.dtype, pool);
+     }},
+};
+
+void PrefillVariant(benchmark::State& state, const Variant& variant, int threads) {
+  Problem problem(kHeadShapes[0], DType::kF16, DType::kF16, kVariantLength, kVariantLength, 1);
+  AttentionArgs& args = problem.first_call();
+  variant.apply(problem, args);
+  Runner runner(threads, args);
+  for (auto _ : state) {
+    if (!runner.Run(args)) state.SkipWithError("run failed");
+  }
+  int64_t pairs = 0;  // that the rule lets see each other
+  const MaskRule rule = args.Sequence(0).rule;
+  for (int64_t i = 0; i < args.q_len(); ++i) pairs += rule.Range(i).end - rule.Range(i).begin;
+  const double flops = 4.0 * static_cast<double>(args.q_heads() * args.head_dim() * pairs);
+  using benchmark::Counter;
+  state.SetLabel(runner.name());
+  state.counters["GFLOP_s"] = Counter(flops * 1e-9, Counter::kIsIterationInvariantRate);
+  state.counters["of_fma"] =
+      Counter(flops * 1e-9 / FmaRate(threads), Counter::kIsIterationInvariantRate);
+  state.counters["of_sgemm"] =
+      Counter(flops * 1e-9 / SgemmRate(threads), Counter::kIsIterationInvariantRate);
+}
+
 template <typename Fn>
 void Register(const std::string& name, int threads, Fn fn) {
   auto* registered =
@@ -220,6 +313,12 @@ void RegisterAll() {
   std::vector<int> thread_counts = {1};
   if (AllThreads() > 1) thread_counts.push_back(AllThreads());
   for (int threads : thread_counts) {
+    for (const Variant& variant : kVariants) {
+      Register("PrefillVariant/32/8x128/f16/length:" + std::to_string(kVariantLength) + "/" +
+                   variant.name,
+               threads,
+               [=, &variant](benchmark::State& s) { PrefillVariant(s, variant, threads); });
+    }
     for (const HeadShape& shape : kHeadShapes) {
       for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
         const std::string suffix = "/" + std::string(shape.name) + "/" + std::string(Name(dtype));

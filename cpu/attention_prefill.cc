@@ -279,7 +279,12 @@ HWY_NOINLINE void FindVisible(const PrefillTask& task, KeyRange keys) {
     s.end[r] = static_cast<int32_t>(std::clamp<int64_t>(s.visible[r].end - keys.begin, 0, count));
   }
   if (!task.modifiers.has_bits()) return;
+  constexpr int64_t kAhead = 12;  // rows
   for (int64_t r = 0; r < task.rows; ++r) {
+    if (r + kAhead < task.rows) {
+      task.modifiers.PrefetchBias(
+          task.Head(r + kAhead), task.sequence.q_begin + task.Query(r + kAhead), keys.begin, count);
+    }
     uint32_t* bits = s.bits + r * kBitWords;
     if (r > 0 && task.modifiers.same_bits_for_heads() && task.Query(r) == task.Query(r - 1)) {
       std::copy(bits - kBitWords, bits, bits);

@@ -3,8 +3,8 @@
 // a row that lies in the first-level cache, and the visibility bits (boolean mask, packed mask,
 // bias of -inf). Compiled once per target; used only if an argument asks for any of it.
 //
-// Costs per 16 scores on AVX-512, beside the 128 multiply-adds of D = 128: soft cap about 25
-// cycles, the others 1 to 3.
+// Cost, for 1024 tokens of 32/8 heads x 128 (Zen 5): soft cap 10 %, ALiBi 3 %, a bias or mask that the
+// heads share 3 to 10 %.
 #if defined(TANDEM_CPU_ATTENTION_PREFILL_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TANDEM_CPU_ATTENTION_PREFILL_SCORES_INL_H_
 #undef TANDEM_CPU_ATTENTION_PREFILL_SCORES_INL_H_
@@ -209,6 +209,16 @@ class ScoreModifiers {
         ModifyRow(scores, begin, end, BiasOf<T>(head, row, key, keys));
       });
     }
+  }
+
+  // The row's part of the bias for `keys` keys from `key` on will be read soon. Rows lie far apart:
+  // a bias of its own for every head slows 1024 tokens of 32/8 heads x 128 down by 19 % (31 %
+  // without this).
+  void PrefetchBias(int64_t head, int64_t row, int64_t key, int64_t keys) const {
+    if (!args_.bias.present() || bias_.stride[3] != 1) return;
+    const int64_t bytes = BlockBytes(args_.bias.dtype);
+    const char* first = args_.bias.As<char>() + bytes * (bias_.Row(batch_, head, row) + key);
+    for (int64_t i = 0; i < keys * bytes; i += 64) __builtin_prefetch(first + i);
   }
 
   // bits &= mask and bias of the keys [key, key + keys).
