@@ -65,6 +65,7 @@ struct DecodePlan {
   int64_t heads;        // B * Hkv
   int64_t keys;         // visible ones of all sequences
   int workers;
+  DecodeRows alike;  // of the first sequence; unless the batch is ragged, of all
 
   // Per worker.
   float* q;         // [padded_rows * q_stride]
@@ -102,16 +103,15 @@ DecodePlan MakePlan(const AttentionArgs& args, int workers, Workspace& workspace
   plan.workers = workers;
   plan.heads = args.batch() * args.kv_heads();
   int64_t longest = 0;
-  for (int64_t b = 0; b < args.batch(); ++b) {
-    const DecodeRows rows = MakeDecodeRows(args, b * args.kv_heads());
+  const int64_t different = args.ragged() ? args.batch() : std::min<int64_t>(args.batch(), 1);
+  for (int64_t b = 0; b < different; ++b) {
+    const DecodeRows rows = MakeDecodeRows(args, b);
+    if (b == 0) plan.alike = rows;
     plan.rows = std::max(plan.rows, rows.rows);
     longest = std::max(longest, rows.any.end - rows.any.begin);
     plan.keys += (rows.any.end - rows.any.begin) * args.kv_heads();
-    if (!args.ragged()) {  // all sequences are alike
-      plan.keys *= args.batch();
-      break;
-    }
   }
+  if (!args.ragged()) plan.keys *= args.batch();
   plan.padded_rows = plan.rows + kMaxBlockRows;
   plan.q_stride = RoundUp(args.head_dim(), kLanes) * 2;
   plan.acc_stride = std::max<int64_t>(RoundUp(args.v_head_dim(), kLanes), kLanes);
@@ -128,6 +128,16 @@ DecodePlan MakePlan(const AttentionArgs& args, int workers, Workspace& workspace
   plan.partial = workspace.Take<SoftmaxState>(tasks * plan.rows);
   plan.finished = workspace.Take<std::atomic<int64_t>>(plan.heads);
   return plan;
+}
+
+// Head number `head` of B * Hkv.
+DecodeRows RowsOfHead(const AttentionArgs& args, const DecodePlan& plan, int64_t head) {
+  const int64_t batch = head / args.kv_heads();
+  DecodeRows rows = args.ragged() ? MakeDecodeRows(args, batch) : plan.alike;
+  rows.batch = batch;
+  if (!args.ragged()) rows.sequence.q_batch = batch;
+  rows.kv_head = head % args.kv_heads();
+  return rows;
 }
 
 // The query rows of one block and what has been computed for them.
@@ -239,7 +249,7 @@ HWY_NOINLINE void AddApart(const DecodeTask& task, const KeyWalk<T>& walk, const
 // Scores of a tile become weights, and the values they weigh are added up.
 template <typename T>
 void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>& tile,
-                int64_t buffer) {
+                int64_t buffer, const Prefetch<T>& ahead) {
   for (int b = 0; b < task.num_blocks; ++b) {
     const RowBlock& block = task.blocks[b];
     DispatchRows(block.padded, [&]<int RT>() {
@@ -257,7 +267,7 @@ void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>
       Softmax<RT>(scores, tile.keys, block.max, block.sum, factor);
       if constexpr (std::is_same_v<T, int8_t>) ScaleByKey<RT>(tile.v_scale, tile.keys, scores);
       Values<T, RT>(tile.v, tile.keys, task.args->v_head_dim(), scores, factor, block.acc,
-                    task.plan->acc_stride);
+                    task.plan->acc_stride, ahead);
       if (tile.apart != 0) AddApart(task, walk, tile, block, scores);
     });
   }
@@ -302,6 +312,10 @@ void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
     const KeyTile<T>& tile = *ring[(t - (ring[t % kRing]->keys == 0)) % kRing];
     return RowsOf(tile.k, tile.keys);
   };
+  const auto v_rows = [&](int64_t t) {
+    const KeyTile<T>& tile = *ring[(t - (ring[t % kRing]->keys == 0)) % kRing];
+    return RowsOf(tile.v, tile.keys);
+  };
   describe(0);
   if (tiles == 0) return;
   if (fetch_first) {
@@ -319,7 +333,7 @@ void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
       describe(t + 2);
       ScoreTile(task, *ring[(t + 1) % kRing], (t + 1) % 2, k_rows(t + 2));
     }
-    FinishTile(task, walk, *ring[t % kRing], t % 2);
+    FinishTile(task, walk, *ring[t % kRing], t % 2, v_rows(t + 1));
   }
 }
 
@@ -362,8 +376,7 @@ HWY_NOINLINE void WriteRows(const AttentionArgs& args, const DecodePlan& plan,
     }
     float sink_scale = 1.0f;
     if (args.sinks.present()) {  // a key without a value
-      const int64_t q_head = rows.kv_head * rows.group + row % rows.group;
-      const float sink = *args.sinks.At<float>(q_head * args.sinks.stride(0));
+      const float sink = *args.sinks.At<float>(rows.Head(row) * args.sinks.stride(0));
       sink_scale = state.Merge({sink, ExpDiff(sink, sink)}).self;
     }
     const VF normalizer = hn::Set(d, state.Normalizer());
@@ -391,7 +404,7 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   SoftmaxState* partial = plan.partial + index * plan.rows;
 
   RowBlock blocks[kMaxDecodeRows];
-  DecodeTask task = {&args, &plan, MakeDecodeRows(args, head), blocks, 0, MakeScoreRules(args)};
+  DecodeTask task = {&args, &plan, RowsOfHead(args, plan, head), blocks, 0, MakeScoreRules(args)};
   const DecodeRows& rows = task.rows;
   const KeyRange keys = ChunkOf(plan, rows, chunk);
   for (int64_t row = 0; row < rows.rows;) {
@@ -420,7 +433,7 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   DecodeRows following;
   KeyRange following_keys = {0, 0};
   if (following_index < plan.heads * plan.chunks) {
-    following = MakeDecodeRows(args, following_index / plan.chunks);
+    following = RowsOfHead(args, plan, following_index / plan.chunks);
     following_keys = ChunkOf(plan, following, following_index % plan.chunks);
     following_keys.end = std::min(following_keys.end, following.sequence.cache_len);
   }

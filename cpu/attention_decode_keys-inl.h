@@ -39,15 +39,21 @@ struct DecodeRows {
   KeyRange any = {0, 0};  // keys that some row sees by the rule
   KeyRange all = {0, 0};  // keys that every row sees by the rule (may be empty)
 
-  int64_t queries() const { return sequence.rule.q_len; }
+  // Rows are few: 32-bit divisions take half the time.
+  int64_t Query(int64_t row) const {
+    return static_cast<uint32_t>(row) / static_cast<uint32_t>(group);
+  }
+  int64_t Head(int64_t row) const {  // query head
+    return kv_head * group + static_cast<uint32_t>(row) % static_cast<uint32_t>(group);
+  }
   // Offset in q, out or lse.
   int64_t Offset(const TensorView& view, int64_t row) const {
-    return sequence.q_batch * view.stride(0) + (kv_head * group + row % group) * view.stride(1) +
-           (sequence.q_begin + row / group) * view.stride(2);
+    return sequence.q_batch * view.stride(0) + Head(row) * view.stride(1) +
+           (sequence.q_begin + Query(row)) * view.stride(2);
   }
   // Offset of column 0 in bias or mask, whose extents are whole or 1.
   int64_t BroadcastOffset(const TensorView& view, int64_t row) const {
-    const int64_t index[] = {batch, kv_head * group + row % group, sequence.q_begin + row / group};
+    const int64_t index[] = {batch, Head(row), sequence.q_begin + Query(row)};
     int64_t offset = 0;
     for (int axis = 0; axis < 3; ++axis) {
       if (view.dim(axis) != 1) offset += index[axis] * view.stride(axis);
@@ -60,19 +66,18 @@ inline int64_t ColumnStride(const TensorView& view) {
   return view.dim(3) == 1 ? 0 : view.stride(3);
 }
 
-inline DecodeRows MakeDecodeRows(const AttentionArgs& args, int64_t head) {
+// Those of key/value head 0 of sequence `batch`.
+inline DecodeRows MakeDecodeRows(const AttentionArgs& args, int64_t batch) {
   DecodeRows rows;
-  rows.batch = head / args.kv_heads();
-  rows.kv_head = head % args.kv_heads();
+  rows.batch = batch;
   rows.group = args.group();
-  rows.sequence = args.Sequence(rows.batch);
+  rows.sequence = args.Sequence(batch);
   const MaskRule& rule = rows.sequence.rule;
   rows.rows = rows.group * rule.q_len;
   if (rule.q_len > 0) {
     const KeyRange first = rule.Range(0), last = rule.Range(rule.q_len - 1);
-    rows.any = {first.begin, last.end};  // both bounds grow with the query
+    rows.any = {first.begin, std::max(first.begin, last.end)};  // both bounds grow with the query
     rows.all = {last.begin, first.end};
-    rows.any.end = std::max(rows.any.end, rows.any.begin);
   }
   return rows;
 }
@@ -98,7 +103,7 @@ struct KeyTile {
 // Bits of the keys [key, key + keys) that row `row` sees.
 HWY_NOINLINE inline uint64_t VisibleBits(const AttentionArgs& args, const DecodeRows& rows,
                                          int64_t row, int64_t key, int64_t keys) {
-  const KeyRange range = rows.sequence.rule.Range(row / rows.group);
+  const KeyRange range = rows.sequence.rule.Range(rows.Query(row));
   uint64_t bits = BitRange(std::clamp(range.begin, key, key + keys) - key,
                            std::clamp(range.end, key, key + keys) - key);
   if (args.mask.present() && bits != 0) {

@@ -68,9 +68,8 @@ HWY_NOINLINE void ModifyScores(const AttentionArgs& args, const ScoreRules& rule
     for (int lane = 0; lane < kLanes; ++lane) {
       if (lane % RT >= real) continue;
       const int64_t row = first_row + lane % RT;
-      const int64_t q_head = rows.kv_head * rows.group + row % rows.group;
-      slopes[lane] = *args.alibi_slopes.At<float>(q_head * args.alibi_slopes.stride(0));
-      distances[lane] = static_cast<float>(rows.sequence.rule.Position(row / rows.group) -
+      slopes[lane] = *args.alibi_slopes.At<float>(rows.Head(row) * args.alibi_slopes.stride(0));
+      distances[lane] = static_cast<float>(rows.sequence.rule.Position(rows.Query(row)) -
                                            (first_key + lane / RT));
     }
     const VF slope = hn::Load(d, slopes), distance = hn::Load(d, distances);

@@ -278,7 +278,8 @@ HWY_NOINLINE void Softmax(float* HWY_RESTRICT scores, int64_t keys, float* HWY_R
 template <typename T, int RT, int NV, bool kTail>
 HWY_NOINLINE void ValuesBlock(const T* const* HWY_RESTRICT v, int64_t column, int64_t keys,
                               const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factor,
-                              float* HWY_RESTRICT acc, int64_t acc_stride, int tail) {
+                              float* HWY_RESTRICT acc, int64_t acc_stride, int tail,
+                              const Prefetch<T>& ahead) {
   const DF d;
   VF a[RT][NV];
   TANDEM_UNROLL
@@ -303,7 +304,16 @@ HWY_NOINLINE void ValuesBlock(const T* const* HWY_RESTRICT v, int64_t column, in
       for (int n = 0; n < NV; ++n) a[r][n] = hn::MulAdd(w, values[n], a[r][n]);
     }
   };
-  for (int64_t key = 0; key < keys; ++key) add(v[key] + column, weights + key * RT);
+  constexpr int kBytes = static_cast<int>(sizeof(T));
+  constexpr int64_t kStep = 8;  // keys
+  for (int64_t first = 0; first < keys; first += kStep) {
+    const char* fetch = ahead.Row(first) + column * kBytes;
+    const int64_t end = std::min(first + kStep, keys);
+    for (int64_t key = first; key < end; ++key, fetch += ahead.stride) {
+      PrefetchLines<NV * kLanes * kBytes>(fetch);
+      add(v[key] + column, weights + key * RT);
+    }
+  }
   TANDEM_UNROLL
   for (int r = 0; r < RT; ++r) {
     TANDEM_UNROLL
@@ -316,31 +326,32 @@ template <typename T, int RT, int NV>
 HWY_INLINE void ValuesColumns(const T* const* HWY_RESTRICT v, int64_t first_vector, int64_t keys,
                               int64_t v_head_dim, const float* HWY_RESTRICT weights,
                               const float* HWY_RESTRICT factor, float* HWY_RESTRICT acc,
-                              int64_t acc_stride) {
+                              int64_t acc_stride, const Prefetch<T>& ahead) {
   const int64_t whole = v_head_dim / kLanes;
   int64_t i = first_vector;
   for (; i + NV <= whole; i += NV) {
     ValuesBlock<T, RT, NV, false>(v, i * kLanes, keys, weights, factor, acc + i * kLanes,
-                                  acc_stride, 0);
+                                  acc_stride, 0, ahead);
   }
   if constexpr (NV > 1) {
     if (i < whole) {
-      return ValuesColumns<T, RT, NV / 2>(v, i, keys, v_head_dim, weights, factor, acc, acc_stride);
+      return ValuesColumns<T, RT, NV / 2>(v, i, keys, v_head_dim, weights, factor, acc, acc_stride,
+                                          ahead);
     }
   }
   if (i * kLanes < v_head_dim) {
     ValuesBlock<T, RT, 1, true>(v, i * kLanes, keys, weights, factor, acc + i * kLanes, acc_stride,
-                                static_cast<int>(v_head_dim - i * kLanes));
+                                static_cast<int>(v_head_dim - i * kLanes), ahead);
   }
 }
 
 template <typename T, int RT>
 HWY_NOINLINE void Values(const T* const* HWY_RESTRICT v, int64_t keys, int64_t v_head_dim,
                          const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factor,
-                         float* HWY_RESTRICT acc, int64_t acc_stride) {
+                         float* HWY_RESTRICT acc, int64_t acc_stride, const Prefetch<T>& ahead) {
   constexpr int kRegisters = kLanes >= 16 ? 16 : 8;
   constexpr int NV = std::min(kRegisters / RT, 8);
-  ValuesColumns<T, RT, NV>(v, 0, keys, v_head_dim, weights, factor, acc, acc_stride);
+  ValuesColumns<T, RT, NV>(v, 0, keys, v_head_dim, weights, factor, acc, acc_stride, ahead);
 }
 
 }  // namespace tandem::cpu::HWY_NAMESPACE
