@@ -5,8 +5,8 @@
 namespace tandem {
 
 absl::StatusOr<KvCache> KvCache::Create(Allocator& allocator, const KvCacheShape& shape) {
-  if (!IsFloat(shape.dtype)) {
-    return InvalidArgument("dtype: expected f32, f16 or bf16, got ",
+  if (!IsFloat(shape.dtype) && shape.dtype != DType::kI8) {
+    return InvalidArgument("dtype: expected f32, f16, bf16 or i8, got ",
                            std::string(Name(shape.dtype)));
   }
   if (shape.batch < 1 || shape.kv_heads < 1 || shape.capacity < 1 || shape.head_dim < 1 ||
@@ -23,7 +23,20 @@ absl::StatusOr<KvCache> KvCache::Create(Allocator& allocator, const KvCacheShape
   TANDEM_ASSIGN_OR_RETURN(
       cache.v_, Tensor::Allocate(allocator, shape.dtype,
                                  {shape.batch, shape.kv_heads, shape.capacity, v_head_dim}));
+  if (shape.dtype == DType::kI8) {
+    const Shape scales = {shape.batch, shape.kv_heads, shape.capacity};
+    TANDEM_ASSIGN_OR_RETURN(cache.k_scale_, Tensor::Allocate(allocator, DType::kF32, scales));
+    TANDEM_ASSIGN_OR_RETURN(cache.v_scale_, Tensor::Allocate(allocator, DType::kF32, scales));
+  }
   return cache;
+}
+
+int64_t KvCache::bytes() const {
+  int64_t bytes = 0;
+  for (const Tensor* tensor : {&k_, &v_, &k_scale_, &v_scale_}) {
+    if (tensor->buffer() != nullptr) bytes += tensor->buffer()->bytes();
+  }
+  return bytes;
 }
 
 absl::Status KvCache::Advance(int64_t tokens) {

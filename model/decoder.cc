@@ -104,8 +104,8 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Create(Context& context,
                            options.capacity);
   }
   if (options.ubatch < 1) return InvalidArgument("ubatch: expected >= 1, got ", options.ubatch);
-  if (!IsFloat(options.kv_dtype)) {
-    return InvalidArgument("kv_dtype: expected f32, f16 or bf16, got ",
+  if (!IsFloat(options.kv_dtype) && options.kv_dtype != DType::kI8) {
+    return InvalidArgument("kv_dtype: expected f32, f16, bf16 or i8, got ",
                            std::string(Name(options.kv_dtype)));
   }
   std::unique_ptr<Session> session(new Session(context, std::move(model)));
@@ -280,46 +280,45 @@ absl::Status Session::RunAttention(size_t index, int64_t tokens, int64_t keep) {
     args.out = out;
     return MatMulInto(context_, args);
   };
-  // Normalises every head if the model does, then rotates it, in place.
-  const auto finish_heads = [&](const TensorView& x, int64_t heads, const TensorView& norm,
-                                const TensorView& positions) -> absl::Status {
-    if (norm.present()) {
-      const TensorView split = SplitDim(x, 1, heads, c.head_dim);
-      TANDEM_RETURN_IF_ERROR(Normalise(context_, split, norm, c.rms_eps, split));
-    }
-    RopeArgs args;
-    args.x = Heads(x, heads);
-    args.out = args.x;
-    args.positions = positions;
-    args.inv_freq = model_->inv_freq_;
-    args.pairing = c.rope.pairing;
-    args.magnitude = model_->rope_magnitude_;
-    return RopeInto(context_, args);
+  // Normalises every head, in place, if the model does.
+  const auto normalise_heads = [&](const TensorView& x, int64_t heads, const TensorView& norm) {
+    if (!norm.present()) return absl::OkStatus();
+    const TensorView split = SplitDim(x, 1, heads, c.head_dim);
+    return Normalise(context_, split, norm, c.rms_eps, split);
   };
 
-  const TensorView k = Rows(k_, 0, tokens), v = Rows(v_, 0, tokens);
+  const TensorView k = Rows(k_, 0, tokens), v = Rows(v_, 0, tokens), q = Rows(q_, 0, keep);
   TANDEM_RETURN_IF_ERROR(project(h, m.k, w.k_bias, k));
   TANDEM_RETURN_IF_ERROR(project(h, m.v, w.v_bias, v));
-  TANDEM_RETURN_IF_ERROR(finish_heads(k, c.kv_heads, w.k_norm, Rows(positions_, 0, tokens)));
+  TANDEM_RETURN_IF_ERROR(normalise_heads(k, c.kv_heads, w.k_norm));
+  const int64_t first = tokens - keep;
   KvAppendArgs append;
+  if (keep > 0) {
+    TANDEM_RETURN_IF_ERROR(project(Slice(h, 0, first, keep), m.q, w.q_bias, q));
+    TANDEM_RETURN_IF_ERROR(normalise_heads(q, c.heads, w.q_norm));
+    append.q = Heads(q, c.heads);
+    append.q_out = append.q;
+  }
   append.k = Heads(k, c.kv_heads);
   append.v = Heads(v, c.kv_heads);
   append.k_cache = cache.k();
   append.v_cache = cache.v();
+  append.k_scale = cache.k_scale();
+  append.v_scale = cache.v_scale();
   append.position = cache.length();
+  append.rope = {Rows(positions_, 0, tokens), model_->inv_freq_, c.rope.pairing,
+                 model_->rope_magnitude_};
   TANDEM_RETURN_IF_ERROR(KvAppendInto(context_, append));
   TANDEM_RETURN_IF_ERROR(cache.Advance(tokens));
   if (keep == 0) return absl::OkStatus();
 
-  const int64_t first = tokens - keep;
-  const TensorView q = Rows(q_, 0, keep);
-  TANDEM_RETURN_IF_ERROR(project(Slice(h, 0, first, keep), m.q, w.q_bias, q));
-  TANDEM_RETURN_IF_ERROR(finish_heads(q, c.heads, w.q_norm, Rows(positions_, first, keep)));
   const TensorView attended = Rows(attention_, 0, keep);
   AttentionArgs attention;
   attention.q = Heads(q, c.heads);
   attention.k = cache.Keys();
   attention.v = cache.Values();
+  attention.k_scale = cache.KeyScales();
+  attention.v_scale = cache.ValueScales();
   attention.out = Heads(attended, c.heads);
   TANDEM_RETURN_IF_ERROR(AttentionInto(context_, attention));
 

@@ -6,12 +6,13 @@
 //     h  = rms_norm(x)
 //     q, k, v = Wq h + bq, Wk h + bk, Wv h + bv     biases if the file has them
 //     q, k = rms_norm of every head                 if the file has their norms (qwen3)
-//     q, k = rope(q), rope(k)
-//     k, v are appended to the layer's cache
+//     q, k = rope(q), rope(k); k, v are appended to the layer's cache (one op: kv_append)
 //     x += Wo attention(q, K, V)                    causal, query heads grouped on kv heads
 //     h  = rms_norm(x)
 //     x += Wdown (silu(Wgate h) * Wup h)
 //   logits = Woutput rms_norm(x)
+// "x +=" happens in the product's epilogue, where the sum costs one read of x; rms_norm's own
+// residual would write and read the product once more.
 //
 // A Model holds what does not change: the mapped weights, and their packed copies. A
 // Session holds one sequence: its key/value caches and activation buffers, all allocated when it is
@@ -89,7 +90,7 @@ class Model {
 
 struct SessionOptions {
   int64_t capacity = 0;          // tokens of context; 0: the model's, at most kDefaultCapacity
-  DType kv_dtype = DType::kF16;  // f32, f16 or bf16
+  DType kv_dtype = DType::kF16;  // f32, f16, bf16 or i8
   int64_t ubatch = 512;          // most tokens computed at once
   static constexpr int64_t kDefaultCapacity = 4096;
 };

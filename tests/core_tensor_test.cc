@@ -285,6 +285,23 @@ TEST(KvCache, FillsAndForgets) {
   EXPECT_EQ(cache->length(), 3);
 }
 
+TEST(KvCache, Int8HasScales) {
+  const std::unique_ptr<Allocator> allocator = MakeHostAllocator();
+  auto cache = KvCache::Create(
+      *allocator, {.batch = 2, .kv_heads = 3, .capacity = 16, .head_dim = 8, .dtype = DType::kI8});
+  ASSERT_TRUE(cache.ok()) << cache.status().ToString();
+  EXPECT_EQ(cache->bytes(), 2 * (2 * 3 * 16 * 8 + 2 * 3 * 16 * 4));
+  ASSERT_TRUE(cache->Advance(5).ok());
+  EXPECT_TRUE((cache->k_scale().shape == Shape{2, 3, 16}));
+  EXPECT_TRUE((cache->KeyScales().shape == Shape{2, 3, 5}));
+  EXPECT_TRUE((cache->ValueScales().shape == Shape{2, 3, 5}));
+  EXPECT_NE(cache->k_scale().data, cache->v_scale().data);
+  const auto plain = KvCache::Create(*allocator, {.kv_heads = 1, .capacity = 4, .head_dim = 8});
+  ASSERT_TRUE(plain.ok());
+  EXPECT_FALSE(plain->k_scale().present());
+  EXPECT_FALSE(plain->KeyScales().present());
+}
+
 TEST(KvCache, BadSizesAreRejected) {
   const std::unique_ptr<Allocator> allocator = MakeHostAllocator();
   const auto code = [&](const KvCacheShape& shape) {

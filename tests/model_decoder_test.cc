@@ -112,6 +112,28 @@ TEST_P(GoldenDecoder, LogitsOfReferenceKernels) {
   }
 }
 
+// Rows of the cache are rounded to 8 bits: twice what that does to the golden models (largest seen
+// 0.011), and still less than what any mistake does.
+TEST_P(GoldenDecoder, LogitsWithInt8Cache) {
+  for (const ContextOptions& context : {OneThread(), ReferenceKernels()}) {
+    auto decoder = MakeDecoder(golden_.path, context, WithCache(DType::kI8));
+    ASSERT_TRUE(decoder.ok()) << decoder.status();
+    for (const bool one_by_one : {false, true}) {
+      ASSERT_TRUE(decoder->session->Truncate(0).ok());
+      const auto logits =
+          one_by_one ? decoder->OneByOne(golden_.prompt) : decoder->All(golden_.prompt);
+      ASSERT_TRUE(logits.ok()) << logits.status();
+      const double error = Compare(*logits, golden_.logits).relative_l2;
+      EXPECT_LE(error, 0.022);
+      EXPECT_LE(error, 0.5 * golden_.SmallestMistake());
+      if (std::getenv("TANDEM_TEST_PRINT") != nullptr) {
+        std::printf("%-24s kv i8 rel %.1e (smallest mistake %.1e)\n", golden_.name.c_str(), error,
+                    golden_.SmallestMistake());
+      }
+    }
+  }
+}
+
 TEST_P(GoldenDecoder, LogitsWithPackedWeights) {
   ModelOptions pack;
   pack.pack_weights = true;

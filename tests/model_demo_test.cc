@@ -127,7 +127,7 @@ TEST(DemoModel, OnEveryIsa) {
 }
 
 TEST(DemoModel, WithEveryCacheType) {
-  for (const DType kv : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType kv : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8}) {
     Path path;
     path.name = absl::StrCat("kv ", std::string(Name(kv)));
     path.session.kv_dtype = kv;

@@ -107,7 +107,8 @@ absl::Status Run(const Options& o) {
   const int64_t embedding = ByteOffset(weights.embedding.dtype, weights.embedding.num_elements());
   const int64_t model_bytes = weights.bytes() - (weights.tied ? 0 : embedding);
   const int64_t kv_bytes =
-      config.layers * (config.k_dim() + config.v_dim()) * BlockBytes(session_options.kv_dtype);
+      config.layers * ((config.k_dim() + config.v_dim()) * BlockBytes(session_options.kv_dtype) +
+                       (session_options.kv_dtype == DType::kI8 ? 2 * config.kv_heads * 4 : 0));
   const double prompt_rate = prompt_rates.empty() ? 0.0 : Median(prompt_rates);
   const double generation_rate = generation_rates.empty() ? 0.0 : Median(generation_rates);
   // Mean cache length of the generation is half its tokens.

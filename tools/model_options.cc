@@ -8,8 +8,9 @@ namespace tandem::tools {
 
 void AddModelArguments(CLI::App& command, ModelArguments& arguments) {
   command.add_option("-m,--model", arguments.path, "model file (GGUF)")->required();
-  command.add_option("--kv-dtype", arguments.kv_dtype, "element type of the key/value cache")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+  command
+      .add_option("--kv-dtype,--kv-type", arguments.kv_dtype, "element type of the key/value cache")
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "i8"}))
       ->capture_default_str();
   command
       .add_option("-c,--context", arguments.capacity,
