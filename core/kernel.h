@@ -5,6 +5,9 @@
 //   the context's
 //                    device allows (instruction set); no heuristics. Arguments are already
 //                    validated.
+//   applies          optional: a quick no without words, for kernels of particular arguments (a
+//                    packed format) that stand before the everyday ones: a refusal by supports
+//                    costs its message. false only where supports is not OK.
 //   workspace_bytes  scratch that run() will take from context.workspace, for these arguments.
 //   run              do: computes on context.stream, allocates nothing, does not synchronise.
 // Choosing among kernels that can (want) belongs to the scheduler.
@@ -39,6 +42,7 @@ struct Kernel {
   absl::Status (*supports)(const KernelContext& context, const Args& args) = nullptr;
   int64_t (*workspace_bytes)(const KernelContext& context, const Args& args) = nullptr;
   absl::Status (*run)(const KernelContext& context, const Args& args) = nullptr;
+  bool (*applies)(const Args& args) = nullptr;
 };
 
 template <typename Args>

@@ -194,9 +194,11 @@ absl::Status Supports(const KernelContext& context, const MatMulArgs& args) {
   }
 }
 
+bool Applies(const MatMulArgs& args) { return args.b_packed != nullptr; }
+
 template <DotIsa kIsa>
 Kernel<MatMulArgs> Entry(std::string_view name) {
-  return {name, DeviceKind::kCpu, Supports<kIsa>, WorkspaceBytes<kIsa>, Run<kIsa>};
+  return {name, DeviceKind::kCpu, Supports<kIsa>, WorkspaceBytes<kIsa>, Run<kIsa>, Applies};
 }
 
 }  // namespace

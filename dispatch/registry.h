@@ -29,6 +29,7 @@ absl::StatusOr<const Kernel<Args>*> Select(const KernelContext& context, DeviceK
   const KernelList<Args> kernels = KernelsOf<Args>(device);
   for (const Kernel<Args>& kernel : kernels) {
     if (!forced.empty() && kernel.name != forced) continue;
+    if (kernel.applies != nullptr && !kernel.applies(args)) continue;
     if (kernel.supports(context, args).ok()) return &kernel;
   }
   // Nobody accepted: ask again for the reasons.
