@@ -18,21 +18,6 @@ absl::Status CheckContiguousRows(const AttentionArgs& args) {
   return absl::OkStatus();
 }
 
-absl::Status CheckPlain(const AttentionArgs& args) {
-  if (args.softcap != 0.0f) return Unimplemented("softcap");
-  if (args.chunk != 0 || args.prefix_len != 0) return Unimplemented("chunk or prefix_len");
-  if (args.k.dtype == DType::kI8) return Unimplemented("an i8 cache");
-  for (const auto& [name, view] :
-       {std::pair("alibi_slopes", &args.alibi_slopes), std::pair("bias", &args.bias),
-        std::pair("mask", &args.mask), std::pair("sinks", &args.sinks),
-        std::pair("q_lens", &args.q_lens), std::pair("q_offsets", &args.q_offsets),
-        std::pair("kv_lens", &args.kv_lens), std::pair("kv_starts", &args.kv_starts),
-        std::pair("page_table", &args.page_table)}) {
-    if (view->present()) return Unimplemented(name);
-  }
-  return absl::OkStatus();
-}
-
 template <>
 KernelList<AttentionArgs> Kernels<AttentionArgs>() {
   static const std::array<Kernel<AttentionArgs>, 8> kKernels = {

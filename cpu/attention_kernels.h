@@ -15,10 +15,6 @@ namespace tandem::cpu {
 // need.
 absl::Status CheckContiguousRows(const AttentionArgs& args);
 
-// Unimplemented for the variants that a kernel does not know: anything beyond plain scores, windows
-// and a dense cache of floats.
-absl::Status CheckPlain(const AttentionArgs& args);
-
 // Plain loops, any layout (attention_reference.cc).
 Kernel<AttentionArgs> AttentionReference();
 

@@ -33,33 +33,52 @@ namespace tandem::cpu::HWY_NAMESPACE {
 // Weight of a part that saw no key: it is not read.
 inline constexpr float kEmptyPart = -1.0f;
 
-// Offset of row `row` (batch, head, query counted row-major).
-HWY_INLINE int64_t OffsetOf(const TensorView& view, int64_t batch, int64_t head, int64_t query) {
-  return batch * view.stride(0) + head * view.stride(1) + query * view.stride(2);
-}
-
-struct RowOf {
-  int64_t batch, head, query;
+// What a task knows of its rows; one lane each. Per worker.
+struct Block {
+  int64_t count;  // rows
+  int64_t batch[kLanes], head[kLanes], query[kLanes];
+  float* HWY_RESTRICT weights;    // [P][kLanes] exp(lse - lse of the whole), or kEmptyPart
+  int64_t* HWY_RESTRICT offsets;  // [P][kLanes] of the row in each part's out
 };
 
-HWY_INLINE RowOf SplitRow(const TensorView& out, int64_t row) {
+// Rows [first, first + count), counted row-major: batch, head, query.
+void SplitRows(const TensorView& out, int64_t first, int64_t count, Block& block) {
   const int64_t queries = out.dim(2), heads = out.dim(1);
-  return {row / queries / heads, row / queries % heads, row % queries};
+  int64_t query = first % queries, head = first / queries % heads, batch = first / queries / heads;
+  block.count = count;
+  for (int64_t r = 0; r < count; ++r) {
+    block.batch[r] = batch;
+    block.head[r] = head;
+    block.query[r] = query;
+    if (++query < queries) continue;
+    query = 0;
+    if (++head < heads) continue;
+    head = 0;
+    ++batch;
+  }
 }
 
-// weights[p * kLanes + r]: exp(lse - lse of the whole) of part p for row r of the block.
-void MakeWeights(const MergeAttentionArgs& args, const RowOf* rows, int64_t count,
-                 float* HWY_RESTRICT weights) {
+HWY_INLINE int64_t OffsetOf(const TensorView& view, const Block& block, int64_t r) {
+  return block.batch[r] * view.stride(0) + block.head[r] * view.stride(1) +
+         block.query[r] * view.stride(2);
+}
+
+void MakeWeights(const MergeAttentionArgs& args, Block& block) {
   const FloatTag d;
   const FloatVec neg_inf = hn::Set(d, -std::numeric_limits<float>::infinity());
+  float* HWY_RESTRICT weights = block.weights;
   FloatVec largest = neg_inf;
   for (int64_t p = 0; p < args.parts(); ++p) {
     const TensorView& lse = args.lse_parts[static_cast<size_t>(p)];
+    const TensorView& out = args.out_parts[static_cast<size_t>(p)];
     float* HWY_RESTRICT own = weights + p * kLanes;
-    for (int64_t r = 0; r < count; ++r) {
-      own[r] = *lse.At<float>(OffsetOf(lse, rows[r].batch, rows[r].head, rows[r].query));
+    for (int64_t r = 0; r < block.count; ++r) {
+      own[r] = *lse.At<float>(OffsetOf(lse, block, r));
+      block.offsets[p * kLanes + r] = OffsetOf(out, block, r);
     }
-    for (int64_t r = count; r < kLanes; ++r) own[r] = -std::numeric_limits<float>::infinity();
+    for (int64_t r = block.count; r < kLanes; ++r) {
+      own[r] = -std::numeric_limits<float>::infinity();
+    }
     largest = hn::Max(largest, hn::Load(d, own));
   }
   // No part saw a key: exp(-inf - 0) = 0, and no -inf - -inf.
@@ -84,28 +103,29 @@ void MakeWeights(const MergeAttentionArgs& args, const RowOf* rows, int64_t coun
   HWY_ALIGN float sums[kLanes], shifts[kLanes];
   hn::Store(sum, d, sums);
   hn::Store(shift, d, shifts);
-  for (int64_t r = 0; r < count; ++r) {
-    *args.lse.At<float>(OffsetOf(args.lse, rows[r].batch, rows[r].head, rows[r].query)) =
+  for (int64_t r = 0; r < block.count; ++r) {
+    *args.lse.At<float>(OffsetOf(args.lse, block, r)) =
         sums[r] == 0.0f ? -std::numeric_limits<float>::infinity() : shifts[r] + std::log(sums[r]);
   }
 }
 
-// One row: out = sum of the parts times their weights (every kLanes-th element of `weights`).
+// Row r of the block: out = sum of the parts times their weights.
 template <typename X, typename Out>
-void AddParts(const MergeAttentionArgs& args, const RowOf& row, const float* HWY_RESTRICT weights) {
+void AddParts(const MergeAttentionArgs& args, const Block& block, int64_t r) {
   constexpr int64_t kVectors = 8;
   const FloatTag d;
-  const int64_t columns = args.out.dim(3);
-  Out* out = args.out.At<Out>(OffsetOf(args.out, row.batch, row.head, row.query));
+  const int64_t columns = args.out.dim(3), parts = args.parts();
+  const float* HWY_RESTRICT weights = block.weights + r;
+  const int64_t* HWY_RESTRICT offsets = block.offsets + r;
+  Out* out = args.out.At<Out>(OffsetOf(args.out, block, r));
   const auto part = [&](int64_t p) {
-    const TensorView& view = args.out_parts[static_cast<size_t>(p)];
-    return view.At<X>(OffsetOf(view, row.batch, row.head, row.query));
+    return args.out_parts[static_cast<size_t>(p)].At<X>(offsets[p * kLanes]);
   };
   int64_t n = 0;
   for (; n + kVectors * kLanes <= columns; n += kVectors * kLanes) {
     FloatVec sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;
     FloatVec sum4 = sum0, sum5 = sum0, sum6 = sum0, sum7 = sum0;
-    for (int64_t p = 0; p < args.parts(); ++p) {
+    for (int64_t p = 0; p < parts; ++p) {
       if (weights[p * kLanes] < 0.0f) continue;
       const FloatVec weight = hn::Set(d, weights[p * kLanes]);
       const X* x = part(p) + n;
@@ -130,7 +150,7 @@ void AddParts(const MergeAttentionArgs& args, const RowOf& row, const float* HWY
   for (int64_t count; n < columns; n += count) {
     count = std::min(kLanes, columns - n);
     FloatVec sum = hn::Zero(d);
-    for (int64_t p = 0; p < args.parts(); ++p) {
+    for (int64_t p = 0; p < parts; ++p) {
       if (weights[p * kLanes] < 0.0f) continue;
       const X* x = part(p) + n;
       sum = hn::MulAdd(hn::Set(d, weights[p * kLanes]),
@@ -146,7 +166,8 @@ void AddParts(const MergeAttentionArgs& args, const RowOf& row, const float* HWY
 
 absl::Status MergeAttention(const KernelContext& context, const MergeAttentionArgs& args) {
   ThreadPool& pool = CpuStream::Of(context).pool();
-  float* scratch = context.workspace->Take<float>(pool.size() * args.parts() * kLanes);
+  float* weights = context.workspace->Take<float>(pool.size() * args.parts() * kLanes);
+  auto* offsets = context.workspace->Take<int64_t>(pool.size() * args.parts() * kLanes);
   if (!context.workspace->ok()) return absl::InternalError("merge_attention: workspace too small");
   const int64_t rows = NumRows(args.out);
   const int64_t columns = args.out.dim(3);
@@ -158,17 +179,13 @@ absl::Status MergeAttention(const KernelContext& context, const MergeAttentionAr
     DispatchFloat(args.out.dtype, [&]<typename Out>() {
       pool.ParallelFor(
           blocks,
-          [&](int64_t block, int worker) {
-            float* weights = scratch + worker * args.parts() * kLanes;
-            const int64_t count = std::min(kLanes, rows - block * kLanes);
-            RowOf block_rows[kLanes];
-            for (int64_t r = 0; r < count; ++r) {
-              block_rows[r] = SplitRow(args.out, block * kLanes + r);
-            }
-            MakeWeights(args, block_rows, count, weights);
-            for (int64_t r = 0; r < count; ++r) {
-              AddParts<X, Out>(args, block_rows[r], weights + r);
-            }
+          [&](int64_t task, int worker) {
+            Block block;
+            block.weights = weights + worker * args.parts() * kLanes;
+            block.offsets = offsets + worker * args.parts() * kLanes;
+            SplitRows(args.out, task * kLanes, std::min(kLanes, rows - task * kLanes), block);
+            MakeWeights(args, block);
+            for (int64_t r = 0; r < block.count; ++r) AddParts<X, Out>(args, block, r);
           },
           bytes);
     });
@@ -178,7 +195,9 @@ absl::Status MergeAttention(const KernelContext& context, const MergeAttentionAr
 
 int64_t MergeWorkspace(const KernelContext& context, const MergeAttentionArgs& args) {
   Workspace workspace = Workspace::Counting();
-  workspace.Take<float>(CpuStream::Of(context).pool().size() * args.parts() * kLanes);
+  const int64_t entries = CpuStream::Of(context).pool().size() * args.parts() * kLanes;
+  workspace.Take<float>(entries);
+  workspace.Take<int64_t>(entries);
   return workspace.bytes_used();
 }
 

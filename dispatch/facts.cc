@@ -23,7 +23,7 @@ OpFacts RowWise(OpKind op, const TensorView& out, int64_t bytes, double flops_pe
 // Number of (query, key) pairs that the rule lets through: exact for few queries, from evenly
 // spaced ones for many.
 double VisiblePairs(const MaskRule& rule) {
-  constexpr int64_t kRows = 16;
+  constexpr int64_t kRows = 64;
   const int64_t rows = std::min(rule.q_len, kRows);
   double pairs = 0.0;
   for (int64_t i = 0; i < rows; ++i) {
