@@ -21,6 +21,9 @@ class Backend {
   virtual Device device() const = 0;
   // What a person calls it: "AMD EPYC 9965", "NVIDIA H200".
   virtual std::string description() const = 0;
+  // All that the speed of its kernels depends on, in one line: measurements taken under another key
+  // say nothing about this device.
+  virtual std::string profile_key() const { return description(); }
   virtual Allocator& allocator() = 0;
   virtual absl::StatusOr<MemoryInfo> memory() const = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> CreateStream() = 0;

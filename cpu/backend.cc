@@ -30,6 +30,17 @@ int64_t AvailableBytes() {
   return static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
 }
 
+std::string ModelName() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(cpuinfo, line)) {
+    if (line.rfind("model name", 0) != 0) continue;
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown CPU";
+}
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(int threads, CpuFeatures features, bool pin)
@@ -42,6 +53,17 @@ class CpuBackend final : public Backend {
     const CpuInfo info = DescribeCpu();
     return absl::StrCat(info.model, ", ", pool_->size(), " threads, ",
                         std::string(Name(features_.isa)));
+  }
+  std::string profile_key() const override {
+    std::string key = absl::StrCat(ModelName(), ", ", std::string(Name(features_.isa)));
+    for (const auto& [name, present] : {std::pair("avx512_vnni", features_.avx512_vnni),
+                                        std::pair("avx512_bf16", features_.avx512_bf16),
+                                        std::pair("avx512_fp16", features_.avx512_fp16),
+                                        std::pair("avx_vnni", features_.avx_vnni)}) {
+      if (present) absl::StrAppend(&key, " ", name);
+    }
+    absl::StrAppend(&key, ", ", pool_->size(), pool_->size() == 1 ? " thread" : " threads");
+    return key;
   }
   Allocator& allocator() override { return *allocator_; }
   absl::StatusOr<MemoryInfo> memory() const override {
@@ -62,17 +84,6 @@ class CpuBackend final : public Backend {
   std::unique_ptr<Allocator> allocator_;
   std::shared_ptr<ThreadPool> pool_;
 };
-
-std::string ModelName() {
-  std::ifstream cpuinfo("/proc/cpuinfo");
-  std::string line;
-  while (std::getline(cpuinfo, line)) {
-    if (line.rfind("model name", 0) != 0) continue;
-    const size_t colon = line.find(": ");
-    if (colon != std::string::npos) return line.substr(colon + 2);
-  }
-  return "unknown CPU";
-}
 
 void ReadTopology(CpuInfo& info) {
   hwloc_topology_t topology;

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "core/status.h"
+#include "core/version.h"
 #include "cpu/backend.h"
 #include "cuda/backend.h"
 #include "dispatch/registry.h"
@@ -76,6 +77,7 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
     options.threads = static_cast<int>(std::min<int64_t>(count, INT32_MAX));
   }
   if (const auto value = Env("ISA")) options.isa = *value;
+  if (const auto value = Env("KERNEL_PROFILE")) options.kernel_profile = *value;
   if (const auto value = Env("PIN_THREADS")) {
     TANDEM_ASSIGN_OR_RETURN(options.pin_threads, ParseBool("PIN_THREADS", *value));
   }
@@ -140,6 +142,20 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
           absl::StrJoin(kOpNames, ", ", [](std::string* out, auto name) { out->append(name); }));
     }
     TANDEM_RETURN_IF_ERROR(context->ForceKernel(*op, kernel));
+  }
+  context->machine_key_ = absl::StrCat("tandem ", std::string(kVersion));
+  for (const DeviceKind kind : context->present_) {
+    absl::StrAppend(&context->machine_key_, "; ", context->device(kind)->backend->profile_key());
+  }
+  const std::string& profile = chosen.kernel_profile;
+  if (profile == "off") {
+    context->profile_note_ = "off";
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(
+        context->preferences_,
+        LoadKernelPreferences(
+            profile.empty() ? DefaultKernelProfilePath(context->machine_key_) : profile,
+            context->machine_key_, /*required=*/!profile.empty(), &context->profile_note_));
   }
   context->trace_.Enable(chosen.trace);
   return context;

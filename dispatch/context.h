@@ -15,6 +15,7 @@
 #include "core/backend.h"
 #include "core/kernel.h"
 #include "core/op.h"
+#include "dispatch/kernel_choice.h"
 #include "dispatch/scheduler.h"
 #include "dispatch/trace.h"
 
@@ -31,7 +32,11 @@ struct ContextOptions {
   // Allow products with block-quantised weights to round activations to 8 bits (docs/numerics.md):
   // about as large an error as that of q8_0 weights, for several times the speed.
   bool quantize_activations = true;  //                         TANDEM_QUANTIZE_ACTIVATIONS=0
-  bool trace = false;                // record every op call                  TANDEM_TRACE=1
+  // Measured choice of kernels (dispatch/kernel_choice.h): "" takes the file that `tandem calibrate
+  // kernels` left for this machine, if there is one; "off" none; else the file of that path, which
+  // must be there and of this machine.
+  std::string kernel_profile;  //                         TANDEM_KERNEL_PROFILE
+  bool trace = false;          // record every op call                  TANDEM_TRACE=1
 
   // These options overridden by the environment variables above. InvalidArgument names a variable
   // whose value is bad.
@@ -58,6 +63,12 @@ class Context {
   Allocator& host_allocator() { return device(DeviceKind::kCpu)->backend->allocator(); }
   const std::vector<DeviceKind>& devices_present() const { return present_; }
 
+  // Machine, instruction set, threads and library version: what measured kernel times belong to.
+  const std::string& machine_key() const { return machine_key_; }
+  const KernelPreferences& kernel_preferences() const { return preferences_; }
+  // Where they came from, or why there are none.
+  const std::string& kernel_profile_note() const { return profile_note_; }
+
   // Makes the workspace of `device` at least `bytes` large, so that later calls allocate nothing.
   absl::Status ReserveWorkspace(DeviceKind device, int64_t bytes);
 
@@ -74,6 +85,9 @@ class Context {
   std::array<ContextDevice, 2> devices_;
   std::vector<DeviceKind> present_;
   std::array<std::string, kNumOps> forced_;
+  std::string machine_key_;
+  KernelPreferences preferences_;
+  std::string profile_note_;
   Trace trace_;
 };
 

@@ -68,6 +68,8 @@ OpFacts FactsOf(const AttentionArgs& args) {
   }
   facts.flops = 2.0 * static_cast<double>(args.q_heads()) *
                 static_cast<double>(args.head_dim() + args.v_head_dim()) * pairs;
+  facts.input = args.q.dtype;
+  facts.weights = args.k.dtype;
   return facts;
 }
 
@@ -100,6 +102,9 @@ OpFacts FactsOf(const MatMulArgs& args) {
   facts.bytes = Bytes(args.a) + weights + Bytes(args.bias) + Bytes(args.addend) + Bytes(args.out);
   facts.flops = 2.0 * static_cast<double>(facts.elements) * static_cast<double>(facts.k);
   facts.operands = args.a.device;
+  facts.input = args.a.dtype;
+  facts.weights = args.b.present() ? args.b.dtype : args.b_packed->dtype;
+  facts.packed = args.b_packed != nullptr;
   return facts;
 }
 

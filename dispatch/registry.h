@@ -1,7 +1,10 @@
-// The kernels of every op and device, and the choice among those of one device: the first in the
-// list that supports the arguments. Reasons are gathered only when nobody does.
+// The kernels of every op and device, and the choice among those of one device: the first that
+// supports the arguments, in the order of the list or, where there are measurements of such calls
+// (dispatch/kernel_choice.h), in the order of these. Reasons are gathered only when nobody does.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,13 +23,21 @@ KernelList<Args> KernelsOf(DeviceKind device) {
   return device == DeviceKind::kCpu ? cpu::Kernels<Args>() : cuda::Kernels<Args>();
 }
 
-// First kernel that supports the arguments, or, with `forced` non-empty, the kernel of that name
-// and no other. Errors: Unimplemented listing every kernel with its reason; InvalidArgument for a
-// forced name that does not exist; a forced kernel's own reason when it cannot.
+// First kernel that supports the arguments: of those at the positions in `preferred`, then of the
+// whole list. Or, with `forced` non-empty, the kernel of that name and no other. Errors:
+// Unimplemented listing every kernel with its reason; InvalidArgument for a forced name that does
+// not exist; a forced kernel's own reason when it cannot.
 template <typename Args>
 absl::StatusOr<const Kernel<Args>*> Select(const KernelContext& context, DeviceKind device,
-                                           const Args& args, std::string_view forced) {
+                                           const Args& args, std::string_view forced,
+                                           std::span<const uint8_t> preferred = {}) {
   const KernelList<Args> kernels = KernelsOf<Args>(device);
+  if (forced.empty()) {
+    for (const uint8_t position : preferred) {
+      if (position >= kernels.size()) continue;
+      if (kernels[position].supports(context, args).ok()) return &kernels[position];
+    }
+  }
   for (const Kernel<Args>& kernel : kernels) {
     if (!forced.empty() && kernel.name != forced) continue;
     if (kernel.applies != nullptr && !kernel.applies(args)) continue;

@@ -2,6 +2,9 @@
 // run, trace.
 #pragma once
 
+#include <cstdint>
+#include <span>
+
 #include "core/status.h"
 #include "dispatch/context.h"
 #include "dispatch/facts.h"
@@ -9,11 +12,12 @@
 
 namespace tandem {
 
-// A device, a kernel, and the reason: what RunOp would do with these arguments.
+// A device, a kernel, and the reasons: what RunOp would do with these arguments.
 template <typename Args>
 struct Plan {
   Decision decision;
   const Kernel<Args>* kernel = nullptr;
+  const KernelPreference* preference = nullptr;  // nullptr: the order of the list decided
 };
 
 template <typename Args>
@@ -25,9 +29,12 @@ absl::StatusOr<Plan<Args>> MakePlan(Context& context, const Args& args, const Op
   const Decision decision = Choose(inputs, context.options().policy);
   KernelContext kernel_context;
   kernel_context.stream = context.device(decision.device)->stream.get();
-  TANDEM_ASSIGN_OR_RETURN(const Kernel<Args>* kernel, Select(kernel_context, decision.device, args,
-                                                             context.forced_kernel(Args::kOp)));
-  return Plan<Args>{decision, kernel};
+  const KernelPreference* preference = context.kernel_preferences().Find(facts, decision.device);
+  TANDEM_ASSIGN_OR_RETURN(
+      const Kernel<Args>* kernel,
+      Select(kernel_context, decision.device, args, context.forced_kernel(Args::kOp),
+             preference == nullptr ? std::span<const uint8_t>() : preference->order));
+  return Plan<Args>{decision, kernel, preference};
 }
 
 template <typename Args>

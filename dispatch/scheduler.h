@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/device.h"
+#include "core/dtype.h"
 #include "core/op.h"
 
 namespace tandem {
@@ -49,6 +50,9 @@ struct OpFacts {
   int64_t bytes = 0;            // read and written, each once
   double flops = 0.0;
   Device operands;  // where the operands live
+  DType input = DType::kF32;    // matmul: of a; attention: of q
+  DType weights = DType::kF32;  // matmul: of b; attention: of k
+  bool packed = false;          // matmul: b is given packed
 };
 
 struct DecisionInputs {

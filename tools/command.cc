@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "core/status.h"
+#include "core/version.h"
 #include "tools/terminal.h"
 
 namespace tandem::tools {
@@ -48,13 +49,13 @@ int Report(const absl::Status& status) {
 int Main(int argc, const char* const* argv) {
   CLI::App app("Transformer inference on the CPU and the GPU, the right device for every op.",
                "tandem");
-  app.set_version_flag("--version", "tandem 0.1.0");
+  app.set_version_flag("--version", "tandem " + std::string(kVersion));
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 success, 1 failure, 2 bad usage.\n"
       "Environment: TANDEM_THREADS, TANDEM_ISA, TANDEM_DEVICE, TANDEM_KERNEL, TANDEM_TRACE,\n"
-      "TANDEM_QUANTIZE_ACTIVATIONS, TANDEM_POLICY_FILE and TANDEM_POLICY_<FIELD> override the "
-      "options of every command.");
+      "TANDEM_QUANTIZE_ACTIVATIONS, TANDEM_KERNEL_PROFILE, TANDEM_POLICY_FILE and "
+      "TANDEM_POLICY_<FIELD> override the options of every command.");
   Action action;
   AddGenerate(app, action);
   AddDevices(app, action);
@@ -62,6 +63,7 @@ int Main(int argc, const char* const* argv) {
   AddExplain(app, action);
   AddLogits(app, action);
   AddBenchModel(app, action);
+  AddCalibrate(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

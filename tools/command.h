@@ -46,6 +46,7 @@ void AddLogits(CLI::App& app, Action& action);
 void AddBenchModel(CLI::App& app, Action& action);
 void AddCheck(CLI::App& app, Action& action);
 void AddExplain(CLI::App& app, Action& action);
+void AddCalibrate(CLI::App& app, Action& action);
 
 // The whole command line; what main() returns.
 int Main(int argc, const char* const* argv);

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "absl/strings/str_format.h"
 #include "core/status.h"
@@ -48,20 +49,30 @@ int Print(Context& context, const Args& args, const Options& options) {
                          {"reason", reason},
                          {"bytes", inputs.facts.bytes},
                          {"flops", inputs.facts.flops},
+                         {"kernel_profile", context.kernel_profile_note()},
                          {"kernels", nlohmann::json::array()}};
   Table table({"device", "kernel", "verdict"});
   bool chosen = false;
   KernelContext kernel_context;
   kernel_context.stream = context.device(DeviceKind::kCpu)->stream.get();
   const std::string& forced = context.forced_kernel(Args::kOp);
+  const KernelPreference* preference =
+      forced.empty() ? context.kernel_preferences().Find(inputs.facts, DeviceKind::kCpu) : nullptr;
+  const auto selected =
+      Select(kernel_context, DeviceKind::kCpu, args, forced,
+             preference == nullptr ? std::span<const uint8_t>() : preference->order);
   for (const Kernel<Args>& kernel : KernelsOf<Args>(DeviceKind::kCpu)) {
     const absl::Status can = kernel.supports(kernel_context, args);
     std::string verdict = can.ok() ? "can" : Message(can);
     if (!forced.empty() && kernel.name != forced) {
       verdict = "passed over: another kernel is forced";
-    } else if (can.ok() && !chosen && decision.device == DeviceKind::kCpu) {
+    } else if (selected.ok() && *selected == &kernel && decision.device == DeviceKind::kCpu) {
       chosen = true;
-      verdict = forced.empty() ? "chosen: first that can" : "chosen: forced";
+      verdict = "chosen: forced";
+      if (forced.empty()) {
+        const std::string why = ExplainKernel(preference, kernel.name);
+        verdict = "chosen: " + (why == "list order" ? "first that can, in list order" : why);
+      }
       json["kernel"] = std::string(kernel.name);
     }
     table.Row({"cpu", std::string(kernel.name), verdict});
@@ -77,7 +88,8 @@ int Print(Context& context, const Args& args, const Options& options) {
               << "\n"
               << absl::StrFormat("%s to move, %.3g operations\n",
                                  HumanBytes(static_cast<double>(inputs.facts.bytes)),
-                                 inputs.facts.flops);
+                                 inputs.facts.flops)
+              << "kernel times: " << context.kernel_profile_note() << "\n";
     table.Print(std::cout, color);
   }
   return chosen || decision.device != DeviceKind::kCpu ? kExitOk : kExitFailed;
