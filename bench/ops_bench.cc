@@ -218,10 +218,14 @@ void Register() {
     }
   }
   const DType f32 = DType::kF32;
-  for (const auto& [from, to] :
-       {std::pair(f32, DType::kF16), std::pair(DType::kF16, f32), std::pair(f32, DType::kBF16),
-        std::pair(f32, DType::kQ8_0), std::pair(DType::kQ8_0, f32), std::pair(f32, DType::kQ4_0),
-        std::pair(DType::kQ4_0, f32)}) {
+  std::vector<std::pair<DType, DType>> casts = {
+      {f32, DType::kF16}, {DType::kF16, f32}, {f32, DType::kBF16}};
+  for (DType block :
+       {DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0}) {
+    casts.emplace_back(f32, block);
+    casts.emplace_back(block, f32);
+  }
+  for (const auto& [from, to] : casts) {
     const std::string name =
         "cast/512x4096/" + std::string(Name(from)) + "_to_" + std::string(Name(to));
     Add(name, [from = from, to = to](benchmark::State& state, int threads) {

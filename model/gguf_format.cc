@@ -65,6 +65,13 @@ const GgufTensorType* FindGgufTensorType(uint32_t number) {
   return nullptr;
 }
 
+const GgufTensorType* FindGgufTensorType(DType dtype) {
+  for (const GgufTensorType& type : kTensorTypes) {
+    if (type.dtype == dtype) return &type;
+  }
+  return nullptr;
+}
+
 std::string GgufTensorTypeName(uint32_t type) {
   const GgufTensorType* known = FindGgufTensorType(type);
   return known ? std::string(known->name) : absl::StrCat("type ", type);

@@ -23,6 +23,8 @@ struct GgufTensorType {
 };
 // nullptr for unknown numbers.
 const GgufTensorType* FindGgufTensorType(uint32_t number);
+// nullptr for dtypes that no file has.
+const GgufTensorType* FindGgufTensorType(DType dtype);
 
 // A name from the file for an error message: escaped, shortened, in single quotes.
 std::string Quote(std::string_view text);

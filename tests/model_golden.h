@@ -43,9 +43,17 @@ struct GoldenModel {
 };
 
 inline const std::vector<std::string>& GoldenModelNames() {
-  static const auto* const names = new std::vector<std::string>{
-      "llama_f32", "llama_f16", "llama_bf16", "llama_q8_0",       "llama_q4_0",
-      "qwen2_f32", "qwen3_f32", "qwen3_q8_0", "llama_linear_f16", "llama_rope_factors_f16"};
+  static const auto* const names = new std::vector<std::string>{"llama_f32",
+                                                                "llama_f16",
+                                                                "llama_bf16",
+                                                                "llama_q8_0",
+                                                                "llama_q4_0",
+                                                                "llama_mixed",
+                                                                "qwen2_f32",
+                                                                "qwen3_f32",
+                                                                "qwen3_q8_0",
+                                                                "llama_linear_f16",
+                                                                "llama_rope_factors_f16"};
   return *names;
 }
 

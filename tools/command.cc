@@ -58,6 +58,7 @@ int Main(int argc, const char* const* argv) {
       "TANDEM_POLICY_<FIELD> override the options of every command.");
   Action action;
   AddGenerate(app, action);
+  AddQuantize(app, action);
   AddDevices(app, action);
   AddCheck(app, action);
   AddExplain(app, action);

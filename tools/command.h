@@ -47,6 +47,7 @@ void AddBenchModel(CLI::App& app, Action& action);
 void AddCheck(CLI::App& app, Action& action);
 void AddExplain(CLI::App& app, Action& action);
 void AddCalibrate(CLI::App& app, Action& action);
+void AddQuantize(CLI::App& app, Action& action);
 
 // The whole command line; what main() returns.
 int Main(int argc, const char* const* argv);

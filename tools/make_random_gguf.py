@@ -10,7 +10,8 @@ measurements (`tinyllama-1.1b`) and for numerical comparisons (`tiny-*`), not fo
 
 Every matrix is N(0, 1/columns), so activations stay near unit size through the layers, and takes
 the chosen type (also the embedding and the output matrix); vectors (norms, biases, RoPE factors)
-stay F32, as in files made by llama.cpp. Needs the packages `numpy` and `gguf`.
+stay F32, as in files made by llama.cpp. Q4_K_M is Q4_K with Q6_K for attn_v, ffn_down and the
+output matrix; MIXED has all of Q4_K, Q5_K, Q6_K and TQ2_0. Needs the packages `numpy` and `gguf`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,28 @@ import zlib
 import gguf
 import numpy as np
 
-DTYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import super_blocks  # noqa: E402
+
+DTYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "TQ2_0", "Q4_K_M", "MIXED")
+# Types of single matrices by a part of their names, in mixtures of types.
+_Q4_K_M = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "output.weight": "Q6_K"}
+_MIXTURES = {
+    "Q4_K_M": ("Q4_K", {**_Q4_K_M}),
+    "MIXED": ("Q4_K", {**_Q4_K_M, "ffn_gate": "Q5_K", "attn_k": "Q5_K", "ffn_up": "TQ2_0"}),
+}
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_S,
+    "Q5_K": gguf.LlamaFileType.MOSTLY_Q5_K_S,
+    "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K,
+    "TQ2_0": gguf.LlamaFileType.MOSTLY_TQ2_0,
+    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "MIXED": gguf.LlamaFileType.MOSTLY_Q4_K_M,
 }
 _CHUNK_ELEMENTS = 4 << 20  # elements generated and quantised at once, per thread (16 MiB of f32)
 
@@ -68,6 +84,8 @@ class ModelShape:
 PRESETS = {
     "tinyllama-1.1b": ModelShape("llama", 22, 2048, 5632, 32, 4, 64, 32000),
     "tiny-llama": ModelShape("llama", 2, 64, 96, 4, 2, 16, 320, context=256),
+    # Rows of 256: whole blocks of every type.
+    "tiny-llama-256": ModelShape("llama", 1, 256, 256, 4, 2, 64, 320, context=256),
     "tiny-qwen2": ModelShape(
         "qwen2", 2, 64, 96, 4, 2, 16, 320, context=256, rms_eps=1e-6, rope_base=1e6
     ),
@@ -227,6 +245,8 @@ def random_matrix(name, rows, columns, std, dtype, seed, pool) -> np.ndarray:
     def chunk(start: int) -> np.ndarray:
         count = min(step, rows - start)
         data = _random_rows(name, seed, start // step, count, columns, std)
+        if super_blocks.can_write(dtype):
+            return super_blocks.quantize(data, dtype)
         return gguf.quants.quantize(data, kind)
 
     parts = list(pool.map(chunk, range(0, rows, step)))
@@ -274,17 +294,23 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
 
 
+def type_of(tensor: str, dtype: str) -> str:
+    """The type of a matrix in a file of type `dtype`."""
+    base, parts = _MIXTURES.get(dtype, (dtype, {}))
+    if tensor == "output.weight":
+        return parts.get(tensor, base)
+    return next((t for part, t in parts.items() if part in tensor and part != "output.weight"), base)
+
+
 def write_model(path, shape: ModelShape, dtype: str, seed: int, vocabulary: Vocabulary,
                 name: str, progress=None) -> None:
     """Writes the file one tensor at a time; `progress(done, total)` counts tensors."""
     if len(vocabulary.tokens) != shape.vocab:
         raise ValueError(f"vocabulary has {len(vocabulary.tokens)} tokens, want {shape.vocab}")
-    kind = gguf.GGMLQuantizationType[dtype]
-    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     writer = gguf.GGUFWriter(str(path), shape.arch)
     add_metadata(writer, shape, name)
     writer.add_file_type(_FILE_TYPES[dtype])
-    if dtype.startswith("Q"):
+    if dtype not in ("F32", "F16", "BF16"):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(writer, vocabulary)
     tensors = tensor_list(shape)
@@ -293,11 +319,14 @@ def write_model(path, shape: ModelShape, dtype: str, seed: int, vocabulary: Voca
             writer.add_tensor_info(tensor, dims, np.dtype(np.float32), dims[0] * 4)
             continue
         rows, columns = dims
+        own = type_of(tensor, dtype)
+        kind = gguf.GGMLQuantizationType[own]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         if columns % block:
-            raise ValueError(f"{tensor}: {columns} columns are no multiple of {dtype}'s {block}")
+            raise ValueError(f"{tensor}: {columns} columns are no multiple of {own}'s {block}")
         row_bytes = columns // block * block_bytes
-        if dtype in ("F32", "F16"):
-            stored, np_type = dims, np.dtype(np.float32 if dtype == "F32" else np.float16)
+        if own in ("F32", "F16"):
+            stored, np_type = dims, np.dtype(np.float32 if own == "F32" else np.float16)
             raw = None
         else:
             stored, np_type, raw = (rows, row_bytes), np.dtype(np.uint8), kind
@@ -315,7 +344,7 @@ def write_model(path, shape: ModelShape, dtype: str, seed: int, vocabulary: Voca
                 # An untied embedding is a lookup: unit size. A tied one is the output matrix too.
                 unit = tensor == "token_embd.weight" and not shape.tied
                 std = 1.0 if unit else dims[1] ** -0.5
-                data = random_matrix(tensor, *dims, std, dtype, seed, pool)
+                data = random_matrix(tensor, *dims, std, type_of(tensor, dtype), seed, pool)
             writer.write_tensor_data(data)
             if progress is not None:
                 progress(i + 1, len(tensors))

@@ -67,7 +67,7 @@ def golden_models() -> list[GoldenModel]:
     common = (*rope, "head_mapping", "causal")
     models = [
         GoldenModel(f"llama_{d.lower()}", llama, d, "4 query heads on 2 kv heads", common)
-        for d in mrg.DTYPES
+        for d in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
     ]
     models += [
         GoldenModel("qwen2_f32", qwen2, "F32", "QKV biases, neox RoPE", (*common, "bias")),
@@ -81,6 +81,8 @@ def golden_models() -> list[GoldenModel]:
                                 rope_factors=llama3_rope_factors(32, 500000.0)),
             "F16", "rope_freqs.weight as in Llama 3.1, 2 query heads on 1 kv head",
             (*rope, "causal", "rope_factors")),
+        GoldenModel("llama_mixed", mrg.PRESETS["tiny-llama-256"], "MIXED",
+                    "Q4_K with Q5_K, Q6_K and TQ2_0 for some matrices; one layer, hidden 256", common),
         GoldenModel(
             "llama_linear_f16",
             dataclasses.replace(llama, n_layer=3, n_head=6, tied=True, rms_eps=1e-2,
