@@ -31,7 +31,7 @@ HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
 constexpr int64_t kStrip = 64;         // output features per task
-constexpr int64_t kAheadBytes = 8192;  // from a prefetch to its use: 200 ns at 40 GB/s
+constexpr int64_t kAheadBytes = 8192;  // 200 ns at 40 GB/s
 
 template <typename T>
 constexpr int64_t kBlockLength = 1;
@@ -41,9 +41,15 @@ template <>
 constexpr int64_t kBlockLength<BlockQ4_0> = BlockQ4_0::kLength;
 
 // Elements of K per pass over a strip: the activations of a pass stay in L1 (16 KiB; 32 for a
-// single row).
-template <int kM>
-constexpr int64_t kChunk = kM == 1 ? 8192 : 4096 / kM;
+// single row, and for floats with many). Many rows of plain floats: pieces of 2 KiB of weight rows.
+template <typename T, int kM>
+constexpr int64_t kChunk = kM == 1                 ? 8192
+                           : kM < 4 || kIsBlock<T> ? 4096 / kM
+                                                   : 2048 / sizeof(T);
+// From a prefetch to its use. Measured with M = 4 and 8: f32 loses beyond 8 KiB (0.81 of read
+// bandwidth with 6, 0.72 with 24), 16-bit floats gain up to 24 (0.79 with 6, 0.90 with 24).
+template <typename T, int kM>
+constexpr int64_t kAhead = kM < 4 || sizeof(T) != 2 ? kAheadBytes : 3 * kAheadBytes;
 
 // Requests the cache lines of kBytes bytes.
 template <int64_t kBytes, typename T>
@@ -75,18 +81,25 @@ HWY_INLINE void DotRows(const T* const* w, const T* const* ahead, const float* x
   constexpr int kUnroll =
       std::max(kSums, static_cast<int>(64 / (kLanes * static_cast<int64_t>(sizeof(T)))));
   FloatVector local[kSums * kRows * kM];
+  // Loops over registers are unrolled by hand, or GCC keeps the array in memory before and after.
+#pragma GCC unroll 24
   for (int j = 0; j < kRows * kM; ++j) local[j] = sum[j];
+#pragma GCC unroll 24
   for (int j = kRows * kM; j < kSums * kRows * kM; ++j) local[j] = hn::Zero(d);
   int64_t i = 0;
   for (; i + kUnroll * kLanes <= count; i += kUnroll * kLanes) {
     for (int r = 0; r < kRows; ++r) {
       PrefetchLines<kUnroll * kLanes* static_cast<int64_t>(sizeof(T))>(ahead[r] + i);
     }
+#pragma GCC unroll 8
     for (int u = 0; u < kUnroll; ++u) {
       FloatVector weight[kRows];
+#pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) weight[r] = LoadFloats(w[r] + i + u * kLanes);
+#pragma GCC unroll 8
       for (int m = 0; m < kM; ++m) {
         const auto activation = LoadActivation(x + (i + u * kLanes) * kM + m * kLanes);
+#pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           FloatVector& to = local[(u % kSums) * kRows * kM + r * kM + m];
           to = hn::MulAdd(weight[r], activation, to);
@@ -95,15 +108,19 @@ HWY_INLINE void DotRows(const T* const* w, const T* const* ahead, const float* x
     }
   }
   for (; i + kLanes <= count; i += kLanes) {
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto weight = LoadFloats(w[r] + i);
+#pragma GCC unroll 8
       for (int m = 0; m < kM; ++m) {
         const auto activation = LoadActivation(x + i * kM + m * kLanes);
         local[r * kM + m] = hn::MulAdd(weight, activation, local[r * kM + m]);
       }
     }
   }
+#pragma GCC unroll 24
   for (int j = 0; j < kRows * kM; ++j) {
+#pragma GCC unroll 4
     for (int s = 1; s < kSums; ++s) local[j] = hn::Add(local[j], local[s * kRows * kM + j]);
     sum[j] = local[j];
   }
@@ -169,31 +186,63 @@ HWY_INLINE void DotBlockRows(const Block* const* w, const Block* const* ahead, c
   }
 }
 
+// [sums of neighbours in x | the same in y]
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+HWY_INLINE FloatVector AddNeighbours(FloatVector x, FloatVector y) {
+  const FloatTag d;
+  return hn::Add(hn::ConcatEven(d, y, x), hn::ConcatOdd(d, y, x));
+}
+#endif
+
+// to[m] = the sum of the lanes of sums[m], for kM vectors. to has room for whole vectors.
+template <int kM>
+HWY_INLINE void SumLanes(const FloatVector* sums, float* to) {
+  const FloatTag d;
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  if constexpr (kM >= 4) {  // three instructions an output instead of eight
+    const auto zero = hn::Zero(d);
+    FloatVector all =
+        AddNeighbours(AddNeighbours(sums[0], sums[1]), AddNeighbours(sums[2], sums[3]));
+    if constexpr (kM == 8) {
+      all = AddNeighbours(
+          all, AddNeighbours(AddNeighbours(sums[4], sums[5]), AddNeighbours(sums[6], sums[7])));
+    }
+    if constexpr (kLanes > kM) all = AddNeighbours(all, zero);
+    if constexpr (kLanes > 2 * kM) all = AddNeighbours(all, zero);
+    StoreFloats(all, to);
+    return;
+  }
+#endif
+  for (int m = 0; m < kM; ++m) to[m] = hn::GetLane(hn::SumOfLanes(d, sums[m]));
+}
+
 // Output features [0, columns) of b, for kM activation rows, into tile[m][kMaxTileColumns]. b has
 // rows_to_end rows.
 template <typename T, int kM>
 HWY_NOINLINE void Strip(const T* b, int64_t b_stride, int64_t rows_to_end, const float* x,
                         int64_t columns, int64_t k, float* tile) {
   const FloatTag d;
-  // One row at a time walks memory in order. With many activation rows, two weight rows share each
-  // activation that is loaded.
-  constexpr int kRows = kM <= 2 || kLanes < 16 ? 1 : 2;
-  HWY_ALIGN float partial[kStrip * kM * kLanes];  // sums between chunks
-  for (int64_t begin = 0; begin == 0 || begin < k; begin += kChunk<kM>) {
-    const int64_t count = std::min(kChunk<kM>, k - begin);
+  // One row at a time walks memory in order. With many activation rows, two or three weight rows
+  // share each activation that is loaded.
+  constexpr int kRows = kM <= 2 || kLanes < 16 ? 1 : (kIsBlock<T> ? 2 : 3);
+  for (int64_t begin = 0; begin == 0 || begin < k; begin += kChunk<T, kM>) {
+    const int64_t count = std::min(kChunk<T, kM>, k - begin);
     const bool first = begin == 0, last = begin + count >= k;
     const T* chunk = b + begin / kBlockLength<T>;
     const int64_t chunk_bytes =
         std::max<int64_t>(count / kBlockLength<T> * static_cast<int64_t>(sizeof(T)), 1);
-    const int64_t rows_ahead = std::max<int64_t>(kRows, kAheadBytes / chunk_bytes);
+    const int64_t rows_ahead = std::max<int64_t>(kRows, kAhead<T, kM> / chunk_bytes);
     // After the strip's rows come those of its next chunk; after the last chunk, the next strip,
     // which is likely another worker's, but may as well be in its neighbour's cache.
     const auto row_ahead = [&](int64_t n) {
+      if (first && last) {  // whole rows: memory in its own order
+        return chunk + n * b_stride + kAhead<T, kM> / static_cast<int64_t>(sizeof(T));
+      }
       const int64_t next = n + rows_ahead;
       if (next < columns) return chunk + next * b_stride;
       if (last) return (next < rows_to_end ? b + next * b_stride : chunk + n * b_stride);
       return chunk + std::min(next - columns, columns - 1) * b_stride +
-             kChunk<kM> / kBlockLength<T>;
+             kChunk<T, kM> / kBlockLength<T>;
     };
     const auto dot = [&]<int kCount>(int64_t n) HWY_ATTR {
       const T* rows[kCount];
@@ -203,20 +252,19 @@ HWY_NOINLINE void Strip(const T* b, int64_t b_stride, int64_t rows_to_end, const
         ahead[r] = row_ahead(n + r);
       }
       FloatVector sums[kCount * kM];
-      float* saved = partial + n * kM * kLanes;
-      for (int j = 0; j < kCount * kM; ++j) {
-        sums[j] = first ? hn::Zero(d) : LoadFloats(saved + j * kLanes);
-      }
-      if constexpr (kBlockLength < T >> 1) {
+      for (int j = 0; j < kCount * kM; ++j) sums[j] = hn::Zero(d);
+      if constexpr (kIsBlock<T>) {
         DotBlockRows<T, kCount, kM>(rows, ahead, x + begin * kM, count, sums);
       } else {
         DotRows<T, kCount, kM>(rows, ahead, x + begin * kM, count, sums);
       }
-      for (int j = 0; j < kCount * kM; ++j) {
-        if (last) {
-          tile[(j % kM) * kMaxTileColumns + n + j / kM] = hn::GetLane(hn::SumOfLanes(d, sums[j]));
-        } else {
-          StoreFloats(sums[j], saved + j * kLanes);
+      // Chunks meet as finished sums: vectors of them would take as much of L1 as the activations.
+      for (int r = 0; r < kCount; ++r) {
+        HWY_ALIGN float lanes[std::max<int64_t>(kM, kLanes)];
+        SumLanes<kM>(sums + r * kM, lanes);
+        for (int m = 0; m < kM; ++m) {
+          float& to = tile[m * kMaxTileColumns + n + r];
+          to = first ? lanes[m] : to + lanes[m];
         }
       }
     };
