@@ -3,8 +3,8 @@
 // a row that lies in the first-level cache, and the visibility bits (boolean mask, packed mask,
 // bias of -inf). Compiled once per target; used only if an argument asks for any of it.
 //
-// Cost, for 1024 tokens of 32/8 heads x 128 (Zen 5): soft cap 10 %, ALiBi 3 %, a bias or mask that the
-// heads share 3 to 10 %.
+// Cost, for 1024 tokens of 32/8 heads x 128 (Zen 5): soft cap 10 %, ALiBi 3 %, a bias or mask that
+// the heads share 3 to 10 %.
 #if defined(TANDEM_CPU_ATTENTION_PREFILL_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TANDEM_CPU_ATTENTION_PREFILL_SCORES_INL_H_
 #undef TANDEM_CPU_ATTENTION_PREFILL_SCORES_INL_H_

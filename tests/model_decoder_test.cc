@@ -148,8 +148,8 @@ TEST_P(GoldenDecoder, LogitsWithPackedWeights) {
 // these small models (hidden 64, sums over 2 to 6 blocks) that moves the logits by 1.2 %; the
 // continuation stays. Every instruction set, packed and as stored.
 TEST_P(GoldenDecoder, LogitsWithRoundedActivations) {
-  const bool mixed = golden_.name == "llama_mixed";  // K formats: multiplied as stored
-  const bool quantized = mixed || golden_.name.find("_q") != std::string::npos;
+  const bool quantized =
+      golden_.name == "llama_mixed" || golden_.name.find("_q") != std::string::npos;
   for (const std::string& isa : AvailableIsas()) {
     for (const bool pack : {true, false}) {
       SCOPED_TRACE(absl::StrCat(isa, pack ? " packed" : " as stored"));
@@ -159,7 +159,7 @@ TEST_P(GoldenDecoder, LogitsWithRoundedActivations) {
       model.pack_quantized = pack;
       auto decoder = MakeDecoder(golden_.path, context, WithCache(DType::kF32), model);
       ASSERT_TRUE(decoder.ok()) << decoder.status();
-      if (!mixed) EXPECT_EQ(decoder->session->model().packed_bytes() > 0, quantized && pack);
+      EXPECT_EQ(decoder->session->model().packed_bytes() > 0, quantized && pack);
       const double tolerance = quantized ? 0.02 : Tolerance(golden_, DType::kF32);
       ASSERT_LT(tolerance, 0.5 * golden_.SmallestMistake());
       const auto all = decoder->All(golden_.prompt);
@@ -177,12 +177,9 @@ TEST_P(GoldenDecoder, LogitsWithRoundedActivations) {
   }
 }
 
-// Chunks of any size, and the last row alone, give what one call gives. (Of formats that are not
-// packed, few rows round their activations and many do not: there only with float activations.)
+// Chunks of any size, and the last row alone, give what one call gives.
 TEST_P(GoldenDecoder, ChunksEqualWhole) {
-  ContextOptions context;
-  context.float_activations = golden_.name == "llama_mixed";
-  auto whole = MakeDecoder(golden_.path, context, WithCache(DType::kF32));
+  auto whole = MakeDecoder(golden_.path, {}, WithCache(DType::kF32));
   ASSERT_TRUE(whole.ok()) << whole.status();
   const auto expected = whole->All(golden_.prompt);
   ASSERT_TRUE(expected.ok()) << expected.status();
@@ -193,7 +190,7 @@ TEST_P(GoldenDecoder, ChunksEqualWhole) {
     SCOPED_TRACE(ubatch);
     SessionOptions options = WithCache(DType::kF32);
     options.ubatch = ubatch;
-    auto decoder = MakeDecoder(golden_.path, context, options);
+    auto decoder = MakeDecoder(golden_.path, {}, options);
     ASSERT_TRUE(decoder.ok()) << decoder.status();
     const auto all = decoder->All(golden_.prompt);
     ASSERT_TRUE(all.ok()) << all.status();

@@ -19,7 +19,8 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr uint32_t kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kQ3K = 11, kQ4K = 12, kUnknownType = 77;
+constexpr uint32_t kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kQ3K = 11, kQ4K = 12,
+                   kUnknownType = 77;
 
 // A small valid file with every kind of value.
 GgufBuilder Valid() {
