@@ -207,9 +207,11 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
   }
 }
 
+bool Applies(const MatMulArgs& args) { return IsBlockQuantized(args.b.dtype) && args.m() <= 8; }
+
 template <DotIsa kDots>
 Kernel<MatMulArgs> Entry(std::string_view name) {
-  return {name, DeviceKind::kCpu, Supports<kDots>, Int8Workspace, Run<kDots>};
+  return {name, DeviceKind::kCpu, Supports<kDots>, Int8Workspace, Run<kDots>, Applies};
 }
 
 }  // namespace
