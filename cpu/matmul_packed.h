@@ -10,13 +10,20 @@
 //   than 8 bits share bytes: of two nibbles the low one belongs to step 2v, the high one to
 //   step 2v + 1.
 //
-//   | format | K   | bytes | contents, [s] sub-block of 32, [g] group, [16] features |
-//   |--------|-----|-------|-----------------------------------------------------------------------|
-//   | q8_0   | 64  | 2176  | d f16 [2][g][16]; q [2][8 steps][g][64] | | q4_0   | 64  | 1152  | d
-//   f16 [2][g][16]; q [2][4 pairs][g][64]                               |
+//   | format | K   | bytes | contents; [s] sub-block of 32, [g] group, [16] features             |
+//   |--------|-----|-------|---------------------------------------------------------------------|
+//   | q8_0   | 64  | 2176  | d f16 [2 s][g][16]; q [2 s][8 steps][g][64]                         |
+//   | q4_0   | 64  | 1152  | d f16 [2 s][g][16]; nibbles [2 s][4 pairs of steps][g][64]          |
+//   | q4_k   | 256 | 4736  | d, dmin f16 [g][16]; scales, minima u8 [8 s][g][16];                |
+//   |        |     |       | nibbles [8 s][4 pairs][g][64]                                       |
+//   | q5_k   | 256 | 5760  | as q4_k; fifth bits [8 s][g][64]: bit i of step i                   |
+//   | q6_k   | 256 | 6720  | d f16 [g][16]; scales i8 [16 halves of s][g][16];                   |
+//   |        |     |       | nibbles [8 s][4 pairs][g][64]; top bits [8 s][2 fours][g][64]       |
+//   | tq2_0  | 256 | 2112  | d f16 [g][16]; q [8 s][2 fours of steps][g][64]                     |
 //
-//   Features beyond N and blocks beyond K have scale 0. The bytes are those of the file's format
-//   where N is a multiple of 32 and K of a unit's.
+//   Features beyond N and blocks beyond K have scale 0. Where N is a multiple of 32 and K of a
+//   unit's, the bytes are as many as those of the stored form, but for q4_k (2.8 % more) and q5_k
+//   (2.3 %), whose 6-bit scales get a byte each.
 //
 // Activations. A *strip* is up to StripRows rows. Per 32 elements of K (BlocksOf(k) of them,
 //   whole units), with R rows: q int8 [R][32], scale f32 [R], and two words [2][R] per row, from

@@ -7,9 +7,11 @@
 
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "core/dtype.h"
 #include "core/status.h"
+#include "cpu/blocks.h"
 #include "cpu/matmul_packed.h"
 
 namespace tandem::cpu {
@@ -80,6 +82,77 @@ void PackUnit(const BlockQ4_0* from, int64_t stride, int64_t rows, int64_t block
   }
 }
 
+// Formats of 256 elements have one block per unit.
+
+// The unsigned quants of sub-block s of 32, by format; scales go to their place in the unit.
+void Unpack(const BlockQ4_K& block, int s, uint8_t* quants) {
+  for (int i = 0; i < 32; ++i) {
+    quants[i] = static_cast<uint8_t>((block.q[s / 2 * 32 + i] >> (s % 2 * 4)) & 15);
+  }
+}
+void Unpack(const BlockQ5_K& block, int s, uint8_t* quants) {
+  for (int i = 0; i < 32; ++i) {
+    const int low = (block.q[s / 2 * 32 + i] >> (s % 2 * 4)) & 15;
+    quants[i] = static_cast<uint8_t>(low | ((block.high[i] >> s) & 1) << 4);
+  }
+}
+void Unpack(const BlockQ6_K& block, int s, uint8_t* quants) {
+  const int h = s / 4, r = s % 4;  // half of 128, 32 elements within it
+  for (int i = 0; i < 32; ++i) {
+    const int low = (block.low[64 * h + r % 2 * 32 + i] >> (r / 2 * 4)) & 15;
+    quants[i] = static_cast<uint8_t>(low | ((block.high[32 * h + i] >> (2 * r)) & 3) << 4);
+  }
+}
+void Unpack(const BlockTQ2_0& block, int s, uint8_t* quants) {
+  const int h = s / 4, r = s % 4;
+  for (int i = 0; i < 32; ++i) {
+    quants[i] = static_cast<uint8_t>((block.q[32 * h + i] >> (2 * r)) & 3);
+  }
+}
+
+template <typename Block>
+void PackScales(const Block& block, int64_t row, uint8_t* unit) {
+  StoreF16(block.d, unit, 0, row);
+  if constexpr (std::is_same_v<Block, BlockQ4_K> || std::is_same_v<Block, BlockQ5_K>) {
+    StoreF16(block.dmin, unit + 64, 0, row);
+    for (int s = 0; s < 8; ++s) {
+      const PackedScaleMin pair = UnpackScaleMin(block.scales, s);
+      unit[128 + s * kPanelColumns + row] = static_cast<uint8_t>(pair.scale);
+      unit[384 + s * kPanelColumns + row] = static_cast<uint8_t>(pair.min);
+    }
+  } else if constexpr (std::is_same_v<Block, BlockQ6_K>) {
+    for (int s = 0; s < 16; ++s) {
+      unit[64 + s * kPanelColumns + row] = static_cast<uint8_t>(block.scales[s]);
+    }
+  }
+}
+
+template <typename Block>
+void PackUnit(const Block* from, int64_t stride, int64_t rows, int64_t, uint8_t* unit) {
+  for (int64_t row = 0; row < rows; ++row) PackScales(from[row * stride], row, unit);
+  for (int s = 0; s < 8; ++s) {
+    Quants quants = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      Unpack(from[row * stride], s, quants[static_cast<size_t>(row)].data());
+    }
+    if constexpr (std::is_same_v<Block, BlockTQ2_0>) {
+      for (int half = 0; half < 2; ++half) {
+        StoreSteps<2>(quants, 4 * half, 4, 0, unit + 64 + s * 256 + half * 128);
+      }
+      continue;
+    }
+    uint8_t* low = unit + (std::is_same_v<Block, BlockQ6_K> ? 576 : 640) + s * 512;
+    for (int pair = 0; pair < 4; ++pair) StoreSteps<4>(quants, 2 * pair, 2, 0, low + pair * 128);
+    if constexpr (std::is_same_v<Block, BlockQ5_K>) {
+      StoreSteps<1>(quants, 0, 8, 4, unit + 4736 + s * 128);
+    } else if constexpr (std::is_same_v<Block, BlockQ6_K>) {
+      for (int half = 0; half < 2; ++half) {
+        StoreSteps<2>(quants, 4 * half, 4, 4, unit + 4672 + s * 256 + half * 128);
+      }
+    }
+  }
+}
+
 template <typename Block>
 void PackPanel(const TensorView& weights, const PackedFormat& format, int64_t n0, uint8_t* panel) {
   const int64_t rows = std::min(kPanelColumns, weights.dim(0) - n0);
@@ -101,6 +174,14 @@ PackedFormat PackedFormatOf(DType dtype) {
       return {64, 2176, Corrections::kOffset, 128};
     case DType::kQ4_0:
       return {64, 1152, Corrections::kOffset, 8};
+    case DType::kQ4_K:
+      return {256, 4736, Corrections::kMinima, 0};
+    case DType::kQ5_K:
+      return {256, 5760, Corrections::kMinima, 0};
+    case DType::kQ6_K:
+      return {256, 6720, Corrections::kHalves, 32};
+    case DType::kTQ2_0:
+      return {256, 2112, Corrections::kOffset, 1};
     default:
       return {};
   }
@@ -124,11 +205,8 @@ absl::StatusOr<std::unique_ptr<PackedWeights>> PackInt8(const TensorView& weight
   pool.ParallelFor(panels, [&](int64_t panel, int) {
     uint8_t* to = data + panel * *panel_bytes;
     const int64_t n0 = panel * kPanelColumns;
-    if (weights.dtype == DType::kQ8_0) {
-      PackPanel<BlockQ8_0>(weights, format, n0, to);
-    } else {
-      PackPanel<BlockQ4_0>(weights, format, n0, to);
-    }
+    DispatchBlock(weights.dtype,
+                  [&]<typename Block>() { PackPanel<Block>(weights, format, n0, to); });
   });
   auto packed = std::make_unique<Int8Weights>(std::move(buffer));
   packed->dtype = weights.dtype;

@@ -94,7 +94,11 @@ std::vector<Case> PackedCases(const std::vector<std::array<int64_t, 3>>& sizes, 
           .Group(DTypes({{kF32, kQ8_0, kF32},
                          {kF32, kQ4_0, kF32},
                          {kF16, kQ8_0, kF16},
-                         {kBF16, kQ4_0, kBF16}}))
+                         {kBF16, kQ4_0, kBF16},
+                         {kF32, kQ4_K, kF32},
+                         {kF32, kQ5_K, kF32},
+                         {kF32, kQ6_K, kF32},
+                         {kF32, kTQ2_0, kF32}}))
           .Field(&Case::bias, {false, true})
           .Field(&Case::addend, {Addend::kNone, Addend::kInPlace, Addend::kSeparate})
           .Field(&Case::activation, {Activation::kNone, Activation::kSilu, Activation::kGelu})
