@@ -35,7 +35,9 @@ absl::StatusOr<const Kernel<Args>*> Select(const KernelContext& context, DeviceK
   if (forced.empty()) {
     for (const uint8_t position : preferred) {
       if (position >= kernels.size()) continue;
-      if (kernels[position].supports(context, args).ok()) return &kernels[position];
+      const Kernel<Args>& kernel = kernels[position];
+      if (kernel.applies != nullptr && !kernel.applies(args)) continue;
+      if (kernel.supports(context, args).ok()) return &kernel;
     }
   }
   for (const Kernel<Args>& kernel : kernels) {

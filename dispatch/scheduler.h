@@ -49,7 +49,7 @@ struct OpFacts {
   int64_t elements = 0;         // of the output
   int64_t bytes = 0;            // read and written, each once
   double flops = 0.0;
-  Device operands;  // where the operands live
+  Device operands;              // where the operands live
   DType input = DType::kF32;    // matmul: of a; attention: of q
   DType weights = DType::kF32;  // matmul: of b; attention: of k
   bool packed = false;          // matmul: b is given packed
