@@ -114,9 +114,11 @@ HWY_INLINE void PrefetchBytes(const void* p, int64_t bytes) {
 
 // Prefetches kBytes from p on, at least one line.
 template <int kBytes>
-HWY_INLINE void PrefetchLines(const char* p) {
+HWY_INLINE void PrefetchLines(uintptr_t address) {
   TANDEM_UNROLL
-  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+  for (int i = 0; i < kBytes; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(address + i), 0, 3);
+  }
 }
 
 // Rows that will be needed in a while, to be fetched while as many others are worked on: evenly, as
@@ -128,8 +130,9 @@ struct Prefetch {
   int64_t count;         // >= 1
   int64_t stride;        // bytes
 
-  const char* Row(int64_t i) const {
-    return reinterpret_cast<const char*>(rows[std::min(i, count - 1)]);
+  // As a number: guessed addresses need not lie in any object, nor in the address space.
+  uintptr_t Row(int64_t i) const {
+    return reinterpret_cast<uintptr_t>(rows[std::min(i, count - 1)]);
   }
 };
 
@@ -181,9 +184,10 @@ HWY_NOINLINE void ScoresLoop(const T* const* HWY_RESTRICT k, int64_t keys, int64
   const DF d;
   const int64_t whole = head_dim / P * P;
   for (int64_t key = 0; key < keys; key += KT, scores += KT * RT) {
-    const char* fetch = ahead.Row(key);
+    uintptr_t fetch = ahead.Row(key);
     if (ahead.stride != head_dim * kBytes) {  // not one run of bytes
-      for (int j = 0; j < KT; ++j) PrefetchBytes(ahead.Row(key + j), head_dim * kBytes);
+      for (int j = 0; j < KT; ++j)
+        PrefetchBytes(reinterpret_cast<const void*>(ahead.Row(key + j)), head_dim * kBytes);
     }
     const T* rows[KT];
     TANDEM_UNROLL
@@ -307,7 +311,7 @@ HWY_NOINLINE void ValuesBlock(const T* const* HWY_RESTRICT v, int64_t column, in
   constexpr int kBytes = static_cast<int>(sizeof(T));
   constexpr int64_t kStep = 8;  // keys
   for (int64_t first = 0; first < keys; first += kStep) {
-    const char* fetch = ahead.Row(first) + column * kBytes;
+    uintptr_t fetch = ahead.Row(first) + column * kBytes;
     const int64_t end = std::min(first + kStep, keys);
     for (int64_t key = first; key < end; ++key, fetch += ahead.stride) {
       PrefetchLines<NV * kLanes * kBytes>(fetch);
