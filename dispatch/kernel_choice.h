@@ -48,7 +48,7 @@ struct KernelClass {
   uint8_t size = 0;
 
   static constexpr int kRows = 10;
-  static constexpr int Sizes(OpKind op) { return op == OpKind::kAttention ? 3 : 2; }
+  static constexpr uint8_t Sizes(OpKind op) { return op == OpKind::kAttention ? 3 : 2; }
 
   // One number per class.
   uint32_t Id() const {
