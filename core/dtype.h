@@ -100,11 +100,13 @@ struct BlockTQ2_0 {
 };
 static_assert(sizeof(BlockTQ2_0) == 66);
 
-inline float ToFloat(float x) { return x; }
+constexpr float ToFloat(float x) { return x; }
 
-inline float ToFloat(BF16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+constexpr float ToFloat(BF16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
 
-inline float ToFloat(F16 x) {
+constexpr float ToFloat(F16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t exponent = (x.bits >> 10) & 0x1Fu;
   const uint32_t mantissa = x.bits & 0x3FFu;
@@ -120,13 +122,13 @@ inline float ToFloat(F16 x) {
 }
 
 // Round to nearest even; overflow goes to infinity, NaN stays NaN (quiet).
-inline BF16 ToBF16(float x) {
+constexpr BF16 ToBF16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-inline F16 ToF16(float x) {
+constexpr F16 ToF16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
@@ -141,7 +143,7 @@ inline F16 ToF16(float x) {
 }
 
 template <typename T>
-T FromFloat(float x) {
+constexpr T FromFloat(float x) {
   if constexpr (std::is_same_v<T, F16>) {
     return ToF16(x);
   } else if constexpr (std::is_same_v<T, BF16>) {

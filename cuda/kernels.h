@@ -1,11 +1,13 @@
-// The CUDA device's kernel lists, one per op: fastest first. This and backend.h are all that
-// dispatch/ sees of CUDA.
+// The CUDA device's kernel lists, one per op: fastest first, a plain generic kernel last. This and
+// backend.h are all that dispatch/ sees of CUDA. The lists are the same for a GPU and for the
+// emulated device, and for builds without the CUDA toolkit (which have the emulated device only).
 //
-// No op has a CUDA kernel yet: every list is empty, and the registry reports that nothing accepts.
-// An op gains one by a specialisation here, as in cpu/kernels.h.
+// An op gains its list by a specialisation here, as in cpu/kernels.h; without one it has no
+// kernels.
 #pragma once
 
 #include "core/kernel.h"
+#include "core/ops/add.h"
 
 namespace tandem::cuda {
 
@@ -13,5 +15,8 @@ template <typename Args>
 KernelList<Args> Kernels() {
   return {};
 }
+
+template <>
+KernelList<AddArgs> Kernels<AddArgs>();
 
 }  // namespace tandem::cuda

@@ -1,0 +1,96 @@
+// The runtime API as Tandem uses it: one thin virtual interface, two implementations.
+//
+//   MakeCudaRuntime()      the CUDA runtime (cudart, linked statically, loads the driver lazily)
+//   MakeEmulatedRuntime()  the emulated device: kernels run on host threads through cuda/emulator/
+//
+// Handles are opaque pointers, owned by whoever created them; the RAII forms are in
+// cuda/runtime/handles.h. Every call may fail: the Status carries the call's name and the error's
+// text. Out of memory is ResourceExhausted; a sticky error (the device is lost) is Unavailable,
+// from then on by every call. Nothing here is on a hot path but Launch, Copy, Fill and the event
+// calls.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "core/backend.h"
+#include "cuda/device_probe.h"
+#include "cuda/kernel_function.h"
+
+namespace tandem::cuda {
+
+struct StreamHandle {
+  void* value = nullptr;
+};
+struct EventHandle {
+  void* value = nullptr;
+};
+struct GraphHandle {
+  void* value = nullptr;
+};  // an instantiated, launchable graph
+
+// Extents of a grid or a block; y and z of a grid are at most 65 535.
+struct Dim3 {
+  int64_t x = 1, y = 1, z = 1;
+};
+
+struct LaunchConfig {
+  Dim3 grid;
+  Dim3 block;
+  int64_t shared_bytes = 0;  // dynamic shared memory; above 48 KiB opted in to
+};
+
+class Runtime {
+ public:
+  virtual ~Runtime() = default;
+  virtual bool emulated() const = 0;
+
+  // Devices.
+  virtual Probe Devices() = 0;
+  virtual absl::StatusOr<MemoryInfo> Memory(int device) = 0;
+
+  // Device memory, 256-byte aligned. bytes > 0.
+  virtual absl::StatusOr<void*> Allocate(int device, int64_t bytes) = 0;
+  virtual absl::Status Free(int device, void* data) = 0;
+  // Page-locked host memory, which copies read and write asynchronously.
+  virtual absl::StatusOr<void*> AllocatePinned(int64_t bytes) = 0;
+  virtual absl::Status FreePinned(void* data) = 0;
+
+  // Streams.
+  virtual absl::StatusOr<StreamHandle> CreateStream(int device) = 0;
+  virtual absl::Status DestroyStream(StreamHandle stream) = 0;
+  virtual absl::Status Synchronize(StreamHandle stream) = 0;
+  virtual absl::StatusOr<bool> Finished(StreamHandle stream) = 0;
+
+  // Work on a stream. Copies go between device memories and host memory in any direction; from or
+  // to pageable host memory they may block.
+  virtual absl::Status Copy(StreamHandle stream, void* destination, const void* source,
+                            int64_t bytes) = 0;
+  virtual absl::Status Fill(StreamHandle stream, void* destination, uint8_t byte,
+                            int64_t bytes) = 0;
+  // Copies the parameters: they may go away on return.
+  virtual absl::Status Launch(StreamHandle stream, const KernelFunction& function,
+                              const LaunchConfig& config, const void* params) = 0;
+  // Calls function(data) on a host thread when the work before it is done. It must not call the
+  // runtime.
+  virtual absl::Status HostFunction(StreamHandle stream, void (*function)(void*), void* data) = 0;
+
+  // Events.
+  virtual absl::StatusOr<EventHandle> CreateEvent(int device) = 0;
+  virtual absl::Status DestroyEvent(EventHandle event) = 0;
+  virtual absl::Status Record(EventHandle event, StreamHandle stream) = 0;
+  virtual absl::Status Wait(StreamHandle stream, EventHandle event) = 0;
+  virtual absl::Status Synchronize(EventHandle event) = 0;
+  // Between two recorded events that have finished. Of the emulated device: its virtual clock.
+  virtual absl::StatusOr<double> Seconds(EventHandle start, EventHandle end) = 0;
+
+  // Graphs: what is put on the stream between Begin and End is recorded, not run.
+  virtual absl::Status BeginCapture(StreamHandle stream) = 0;
+  virtual absl::StatusOr<GraphHandle> EndCapture(StreamHandle stream) = 0;
+  virtual absl::Status LaunchGraph(GraphHandle graph, StreamHandle stream) = 0;
+  virtual absl::Status DestroyGraph(GraphHandle graph) = 0;
+};
+
+}  // namespace tandem::cuda
