@@ -11,6 +11,7 @@
 #include "dispatch/registry.h"
 #include "tests/cases/all_cases.h"
 #include "tests/cases/check.h"
+#include "tests/sanitizers.h"
 
 namespace tandem::cases {
 namespace {
@@ -50,11 +51,7 @@ std::vector<Part> AllParts() {
 }
 
 // What sanitizers watch takes ten times as long.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr GridSize kLargeGrid = GridSize::kShort;
-#else
-constexpr GridSize kLargeGrid = GridSize::kFull;
-#endif
+constexpr GridSize kLargeGrid = kSanitized ? GridSize::kShort : GridSize::kFull;
 
 class FullGrid : public testing::TestWithParam<Part> {};
 

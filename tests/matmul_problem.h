@@ -201,13 +201,17 @@ inline Problem MakeProblem(const Case& c, Backend& backend) {
     args.b_packed = p.packed.get();
     args.b = TensorView();
   }
+  std::vector<double> weights(static_cast<size_t>(c.n * c.k));
   for (int64_t z = 0; z < std::max<int64_t>(c.batch, 1); ++z) {
+    for (int64_t j = 0; j < c.n; ++j) {
+      for (int64_t t = 0; t < c.k; ++t) weights[j * c.k + t] = Load(p.b.view, z, j, t);
+    }
     for (int64_t i = 0; i < c.m; ++i) {
       for (int64_t j = 0; j < c.n; ++j) {
         double exact = 0, magnitude = 0;
         float naive = 0;
         for (int64_t t = 0; t < c.k; ++t) {
-          const double x = Load(p.a.view, z, i, t), w = Load(p.b.view, z, j, t);
+          const double x = Load(p.a.view, z, i, t), w = weights[j * c.k + t];
           exact += x * w;
           magnitude += std::fabs(x * w);
           naive += static_cast<float>(x) * static_cast<float>(w);

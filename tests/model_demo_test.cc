@@ -12,6 +12,7 @@
 #include "core/status.h"
 #include "model/generate.h"
 #include "tests/model_golden.h"
+#include "tests/sanitizers.h"
 
 namespace tandem {
 namespace {
@@ -19,11 +20,7 @@ namespace {
 constexpr double kRequired = 0.95;  // of each group of questions
 
 // Sanitizer builds run some 10x slower: shorter contexts there.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int64_t kMaxContext = 128;
-#else
-constexpr int64_t kMaxContext = 1024;
-#endif
+constexpr int64_t kMaxContext = kSanitized ? 128 : 1024;
 
 struct Question {
   std::string prompt;

@@ -9,7 +9,8 @@
 namespace tandem::reference {
 namespace {
 
-// One block taken apart. Sub-blocks have 256 / sub_blocks elements.
+// A block taken apart: its scales, and the quants that were asked for. Sub-blocks have 256 /
+// sub_blocks elements.
 struct Parts {
   double d = 0.0, dmin = 0.0;
   int sub_blocks = 1;
@@ -59,31 +60,26 @@ void AddField(uint8_t* bytes, int bits, int lanes, int i, int value) {
   byte = static_cast<uint8_t>(byte | value << (i / lanes % fields * bits));
 }
 
+// Everything but the quants of elements other than `i`.
 template <typename Block>
-Parts TakeApart(const Block& block) {
+Parts TakeApart(const Block& block, int i) {
   Parts parts;
   parts.d = ToFloat(block.d);
   if constexpr (std::is_same_v<Block, BlockQ6_K>) {
     parts.sub_blocks = 16;
     parts.zero = 32;
     for (int s = 0; s < 16; ++s) parts.scale[s] = block.scales[s];
-    for (int i = 0; i < 256; ++i) {
-      parts.q[i] = Field(block.low, 4, 64, i) + 16 * Field(block.high, 2, 32, i);
-    }
+    parts.q[i] = Field(block.low, 4, 64, i) + 16 * Field(block.high, 2, 32, i);
   } else if constexpr (std::is_same_v<Block, BlockTQ2_0>) {
     parts.zero = 1;
     parts.scale[0] = 1;
-    for (int i = 0; i < 256; ++i) parts.q[i] = Field(block.q, 2, 32, i);
+    parts.q[i] = Field(block.q, 2, 32, i);
   } else {
     parts.sub_blocks = 8;
     parts.dmin = ToFloat(block.dmin);
     UnpackSixBits(block.scales, parts);
-    for (int i = 0; i < 256; ++i) {
-      parts.q[i] = Field(block.q, 4, 32, i);
-      if constexpr (std::is_same_v<Block, BlockQ5_K>) {
-        parts.q[i] += 16 * Field(block.high, 1, 32, i);
-      }
-    }
+    parts.q[i] = Field(block.q, 4, 32, i);
+    if constexpr (std::is_same_v<Block, BlockQ5_K>) parts.q[i] += 16 * Field(block.high, 1, 32, i);
   }
   return parts;
 }
@@ -181,7 +177,7 @@ double ReadSuperBlock(DType dtype, const void* data, int i) {
   double value = std::numeric_limits<double>::quiet_NaN();
   Dispatch(dtype, [&](auto block) {
     std::memcpy(&block, data, sizeof(block));
-    value = TakeApart(block).Value(i);
+    value = TakeApart(block, i).Value(i);
   });
   return value;
 }
