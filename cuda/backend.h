@@ -1,4 +1,28 @@
-// CUDA as dispatch/ sees it: so far which devices there are, found by ProbeDevices.
+// CUDA as dispatch/ sees it: which devices there are (ProbeDevices), and one of them as a Backend.
 #pragma once
 
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "core/backend.h"
 #include "cuda/device_probe.h"
+
+namespace tandem::cuda {
+
+struct CudaOptions {
+  // CUDA ordinal, or kEmulatedDevice.
+  int device = 0;
+  // Most bytes of device memory to use; 0: no limit of our own. On the emulated device: its memory.
+  int64_t memory_limit = 0;
+  // Order in which the emulated device runs the threads of a block: "fifo", "lifo", "reverse",
+  // "random:SEED" (cuda/emulator/launch.h).
+  std::string emulated_schedule = "fifo";
+};
+
+// The backend owns its runtime. InvalidArgument: no such device, a bad schedule.
+// FailedPrecondition: this build or machine has no CUDA.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options);
+
+}  // namespace tandem::cuda

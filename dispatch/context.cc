@@ -88,11 +88,17 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
   if (const auto value = Env("TRACE")) {
     TANDEM_ASSIGN_OR_RETURN(options.trace, ParseBool("TRACE", *value));
   }
+  if (const auto value = Env("CUDA_EMULATED")) {
+    TANDEM_ASSIGN_OR_RETURN(options.cuda_emulated, ParseBool("CUDA_EMULATED", *value));
+  }
+  if (const auto value = Env("CUDA_SCHEDULE")) options.cuda_schedule = *value;
+  if (const auto value = Env("CUDA_MEMORY_LIMIT")) {
+    TANDEM_ASSIGN_OR_RETURN(options.cuda_memory_limit, ParseCount("CUDA_MEMORY_LIMIT", *value));
+  }
   if (const auto value = Env("DEVICE")) {
-    if (*value != "cpu" && *value != "cuda") {
-      return InvalidArgument("TANDEM_DEVICE: expected cpu or cuda, got '", *value, "'");
+    if (absl::Status status = options.SetDevice(*value); !status.ok()) {
+      return InvalidArgument("TANDEM_DEVICE: ", Message(status));
     }
-    options.device = *value == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda;
   }
   if (const auto value = Env("KERNEL")) {
     for (const auto part : absl::StrSplit(*value, ',')) {
@@ -107,6 +113,18 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
   }
   TANDEM_ASSIGN_OR_RETURN(options.policy, PolicyFromEnvironment(options.policy));
   return options;
+}
+
+absl::Status ContextOptions::SetDevice(const std::string& name) {
+  if (name == "cpu") {
+    device = DeviceKind::kCpu;
+  } else if (name == "cuda" || name == "cuda:emulated") {
+    device = DeviceKind::kCuda;
+    cuda_emulated = cuda_emulated || name == "cuda:emulated";
+  } else {
+    return InvalidArgument("expected cpu, cuda or cuda:emulated, got '", name, "'");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& options) {
@@ -128,11 +146,22 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
   TANDEM_ASSIGN_OR_RETURN(cpu.stream, cpu.backend->CreateStream());
   context->present_.push_back(DeviceKind::kCpu);
 
+  if (chosen.cuda_emulated) {
+    cuda::CudaOptions cuda_options;
+    cuda_options.device = kEmulatedDevice;
+    cuda_options.memory_limit = chosen.cuda_memory_limit;
+    cuda_options.emulated_schedule = chosen.cuda_schedule;
+    ContextDevice& device = context->devices_[static_cast<size_t>(DeviceKind::kCuda)];
+    TANDEM_ASSIGN_OR_RETURN(device.backend, cuda::MakeCudaBackend(cuda_options));
+    TANDEM_ASSIGN_OR_RETURN(device.stream, device.backend->CreateStream());
+    context->present_.push_back(DeviceKind::kCuda);
+  }
+
   if (chosen.device && context->device(*chosen.device) == nullptr) {
-    return InvalidArgument("device: ", std::string(Name(*chosen.device)),
-                           " was asked for, but it cannot be used: ",
-                           cuda::ProbeDevices().devices.empty() ? cuda::ProbeDevices().message
-                                                                : "this build has no CUDA kernels");
+    return InvalidArgument(
+        "device: ", std::string(Name(*chosen.device)), " was asked for, but it cannot be used: ",
+        cuda::ProbeDevices().devices.empty() ? cuda::ProbeDevices().message
+                                             : "GPUs are not supported yet, only cuda:emulated");
   }
   for (const auto& [op_name, kernel] : chosen.force_kernel) {
     const auto op = ParseOp(op_name);

@@ -22,11 +22,18 @@
 namespace tandem {
 
 struct ContextOptions {
-  int threads = 0;                   // CPU threads; 0: one per core          TANDEM_THREADS
-  std::string isa;                   // "", scalar, avx2, avx512: upper limit TANDEM_ISA
-  bool pin_threads = false;          //                                       TANDEM_PIN_THREADS=1
-  Policy policy;                     // see scheduler.h                       TANDEM_POLICY_*
-  std::optional<DeviceKind> device;  // force every op onto one device        TANDEM_DEVICE=cpu|cuda
+  int threads = 0;           // CPU threads; 0: one per core          TANDEM_THREADS
+  std::string isa;           // "", scalar, avx2, avx512: upper limit TANDEM_ISA
+  bool pin_threads = false;  //                                       TANDEM_PIN_THREADS=1
+  Policy policy;             // see scheduler.h                       TANDEM_POLICY_*
+  std::optional<DeviceKind>
+      device;  // force every op onto one device        TANDEM_DEVICE=cpu|cuda|cuda:emulated
+  // Adds the emulated CUDA device (docs/cuda.md), for tests of kernels: TANDEM_CUDA_EMULATED=1
+  bool cuda_emulated = false;
+  // In which order it runs the threads of a block: fifo, lifo, reverse or random:SEED.
+  std::string cuda_schedule = "fifo";  //                               TANDEM_CUDA_SCHEDULE
+  // Most bytes of device memory to use; 0: all there is.               TANDEM_CUDA_MEMORY_LIMIT
+  int64_t cuda_memory_limit = 0;
   std::map<std::string, std::string>
       force_kernel;  // op name -> kernel name  TANDEM_KERNEL=attention=reference,...
   // Allow products with block-quantised weights to round activations to 8 bits (docs/numerics.md):
@@ -41,6 +48,9 @@ struct ContextOptions {
   // These options overridden by the environment variables above. InvalidArgument names a variable
   // whose value is bad.
   absl::StatusOr<ContextOptions> WithEnvironment() const;
+  // Forces a device by name: cpu, cuda, or cuda:emulated (which then exists). InvalidArgument
+  // otherwise.
+  absl::Status SetDevice(const std::string& name);
 };
 
 // A device the context can use.

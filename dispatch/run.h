@@ -26,7 +26,15 @@ absl::StatusOr<Plan<Args>> MakePlan(Context& context, const Args& args, const Op
   inputs.facts = facts;
   inputs.cuda_present = context.device(DeviceKind::kCuda) != nullptr;
   inputs.forced_device = context.options().device;
-  const Decision decision = Choose(inputs, context.options().policy);
+  Decision decision = Choose(inputs, context.options().policy);
+  if (decision.device != facts.operands.kind) {
+    // Operands are not moved between devices yet.
+    if (decision.rule == Decision::Rule::kForced) {
+      return Unimplemented("device ", std::string(Name(decision.device)),
+                           " is forced, but the operands live on ", Name(facts.operands));
+    }
+    decision = {facts.operands.kind, Decision::Rule::kFollowsOperands};
+  }
   KernelContext kernel_context;
   kernel_context.stream = context.device(decision.device)->stream.get();
   const KernelPreference* preference = context.kernel_preferences().Find(facts, decision.device);

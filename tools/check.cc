@@ -76,6 +76,13 @@ void AddCheck(CLI::App& app, Action& action) {
   command->add_option(
       "--isa", o->check.isas,
       "limit the instruction set: scalar, avx2, avx512 (repeatable: one pass each)");
+  command
+      ->add_option("--devices", o->check.devices,
+                   "only these devices: cpu, cuda, cuda:emulated (comma-separated)")
+      ->delimiter(',');
+  command->add_option("--schedule", o->check.schedules,
+                      "order of threads on cuda:emulated: fifo, lifo, reverse, random:SEED "
+                      "(repeatable: one pass each)");
   command->add_option("-t,--threads", o->check.threads, "CPU threads (default: one per core)")
       ->check(CLI::Range(0, 4096));
   command->add_option("--case", o->check.case_text, "run this one case, as a failure prints it");

@@ -28,29 +28,36 @@ class Checker {
     TANDEM_RETURN_IF_ERROR(CheckNames());
     std::vector<std::string> isas = options_.isas;
     if (isas.empty()) isas.emplace_back();
+    std::vector<std::string> schedules = options_.schedules;
+    if (schedules.empty()) schedules.emplace_back();
+    const auto passes = static_cast<int64_t>(isas.size() * schedules.size());
     absl::Status status;
     ForEachCaseType([&]<typename Case>() {
-      if (status.ok()) status = Count<Case>(static_cast<int64_t>(isas.size()));
+      if (status.ok()) status = Count<Case>(passes);
     });
     TANDEM_RETURN_IF_ERROR(status);
     for (const std::string& isa : isas) {
-      ContextOptions context_options;
-      context_options.isa = isa;
-      context_options.threads = options_.threads;
-      TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<Context> context,
-                              Context::Create(context_options));
-      isa_ = isa.empty() ? "native" : isa;
-      ForEachCaseType([&]<typename Case>() {
-        if (status.ok()) status = CheckOp<Case>(*context);
-      });
-      TANDEM_RETURN_IF_ERROR(status);
+      for (const std::string& schedule : schedules) {
+        ContextOptions context_options;
+        context_options.isa = isa;
+        context_options.threads = options_.threads;
+        context_options.cuda_emulated = Contains(options_.devices, "cuda:emulated");
+        if (!schedule.empty()) context_options.cuda_schedule = schedule;
+        TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<Context> context,
+                                Context::Create(context_options));
+        isa_ = isa.empty() ? "native" : isa;
+        ForEachCaseType([&]<typename Case>() {
+          if (status.ok()) status = CheckOp<Case>(*context);
+        });
+        TANDEM_RETURN_IF_ERROR(status);
+      }
     }
     for (const std::string& kernel : options_.kernels) {
       if (!kernels_seen_.contains(kernel)) {
         return InvalidArgument("kernel: none is named '", kernel, "'");
       }
     }
-    report_.cases = progress_.total / static_cast<int64_t>(isas.size());
+    report_.cases = progress_.total / passes;
     report_.seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return std::move(report_);
@@ -69,6 +76,12 @@ class Checker {
       if (!Contains(known, op)) {
         return InvalidArgument("op: expected one of ", absl::StrJoin(known, ", "), "; got '", op,
                                "'");
+      }
+    }
+    for (const std::string& device : options_.devices) {
+      ContextOptions context_options;
+      if (absl::Status status = context_options.SetDevice(device); !status.ok()) {
+        return InvalidArgument("devices: ", Message(status));
       }
     }
     if (options_.parts < 1 || options_.part < 0 || options_.part >= options_.parts) {
@@ -105,10 +118,25 @@ class Checker {
     return absl::OkStatus();
   }
 
+  bool Chosen(const ContextDevice& device) const {
+    const Device d = device.backend->device();
+    return options_.devices.empty() || Contains(options_.devices, Name(d)) ||
+           Contains(options_.devices, Name(d.kind));
+  }
+
   template <typename Case>
   absl::Status CheckOp(Context& context) {
     TANDEM_ASSIGN_OR_RETURN(const std::vector<Case> cases, Cases<Case>());
     progress_.op = Name(Case::Args::kOp);
+    bool has_kernels = false;
+    for (DeviceKind kind : context.devices_present()) {
+      has_kernels = has_kernels || (Chosen(*context.device(kind)) &&
+                                    !KernelsOf<typename Case::Args>(kind).empty());
+    }
+    if (!has_kernels) {
+      progress_.done += static_cast<int64_t>(cases.size());
+      return absl::OkStatus();
+    }
     for (const Case& c : cases) {
       const absl::StatusOr<Prepared<Case>> prepared = Prepare(c);
       if (!prepared.ok()) {
@@ -116,6 +144,8 @@ class Checker {
       }
       for (DeviceKind kind : context.devices_present()) {
         ContextDevice& device = *context.device(kind);
+        if (!Chosen(device)) continue;
+        const std::string device_name = Name(device.backend->device());
         const Target target = {
             .backend = device.backend.get(),
             .stream = device.stream.get(),
@@ -127,7 +157,7 @@ class Checker {
           kernels_seen_.insert(std::string(kernel.name));
           const Outcome outcome = RunPrepared(*prepared, kernel, target);
           ran = ran || outcome.kind != Outcome::Kind::kUnsupported;
-          Record(Row(OpNameOf<Case>(), kind, kernel.name, c.DTypeLabel()), outcome);
+          Record(Row(OpNameOf<Case>(), device_name, kernel.name, c.DTypeLabel()), outcome);
         }
         if (!ran && options_.kernels.empty()) report_.never_run.push_back(CaseText(c));
       }
@@ -137,17 +167,17 @@ class Checker {
     return absl::OkStatus();
   }
 
-  CheckRow& Row(const std::string& op, DeviceKind device, std::string_view kernel,
+  CheckRow& Row(const std::string& op, const std::string& device, std::string_view kernel,
                 const std::string& dtype) {
     for (CheckRow& row : report_.rows) {
-      if (row.op == op && row.device == Name(device) && row.isa == isa_ && row.kernel == kernel &&
+      if (row.op == op && row.device == device && row.isa == isa_ && row.kernel == kernel &&
           row.dtype == dtype) {
         return row;
       }
     }
     CheckRow& row = report_.rows.emplace_back();
     row.op = op;
-    row.device = Name(device);
+    row.device = device;
     row.isa = isa_;
     row.kernel = kernel;
     row.dtype = dtype;

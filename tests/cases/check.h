@@ -29,6 +29,11 @@ struct CheckOptions {
   // Upper limits of the instruction set, one pass each ("scalar", "avx2", "avx512"); empty: one
   // pass with all that the machine has.
   std::vector<std::string> isas;
+  // "cpu", "cuda", "cuda:emulated"; empty: those that a context has by itself.
+  std::vector<std::string> devices;
+  // Orders of threads for the emulated device (ContextOptions::cuda_schedule), one pass each;
+  // empty: the default.
+  std::vector<std::string> schedules;
   int threads = 0;           // CPU threads; 0: one per core
   std::string case_text;     // if not empty, this case and no other
   int64_t random_cases = 0;  // property cases per op, beside the grid

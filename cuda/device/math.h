@@ -1,0 +1,40 @@
+// Arithmetic that has an instruction or a library function on the GPU. Accurate forms are those of
+// CUDA's math library (a few units in the last place), as the host's are.
+#pragma once
+
+#include <cmath>
+
+#include "core/dtype.h"
+#include "cuda/device/target.h"
+
+namespace tandem::cuda::TANDEM_CUDA_TARGET {
+
+__device__ inline float Exp(float x) { return expf(x); }
+__device__ inline float Log(float x) { return logf(x); }
+__device__ inline float Tanh(float x) { return tanhf(x); }
+__device__ inline float Sqrt(float x) { return sqrtf(x); }
+__device__ inline float Sin(float x) { return sinf(x); }
+__device__ inline float Cos(float x) { return cosf(x); }
+__device__ inline float Abs(float x) { return fabsf(x); }
+__device__ inline bool IsNaN(float x) { return x != x; }
+__device__ inline bool IsFinite(float x) { return fabsf(x) < HUGE_VALF; }
+// Nearest integer, ties to even, whatever the rounding mode.
+__device__ inline float RoundToEven(float x) { return rintf(x); }
+
+// Separate roundings on both targets: nvcc would fuse a * b + c into one.
+#if TANDEM_CUDA_EMULATED
+inline float Multiply(float a, float b) { return a * b; }
+inline float Add(float a, float b) { return a + b; }
+inline float Subtract(float a, float b) { return a - b; }
+inline float Divide(float a, float b) { return a / b; }
+inline float MultiplyAdd(float a, float b, float c) { return fmaf(a, b, c); }
+#else
+__device__ inline float Multiply(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline float Add(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline float Subtract(float a, float b) { return __fsub_rn(a, b); }
+__device__ inline float Divide(float a, float b) { return __fdiv_rn(a, b); }
+// One rounding.
+__device__ inline float MultiplyAdd(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+#endif
+
+}  // namespace tandem::cuda::TANDEM_CUDA_TARGET

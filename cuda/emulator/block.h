@@ -1,0 +1,115 @@
+// One block of a launch while it runs: its threads, which of them wait for what, its barriers,
+// warps and shared memory. Internal to the emulator.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/emulator/fiber.h"
+#include "cuda/emulator/launch.h"
+#include "cuda/emulator/thread.h"
+
+namespace tandem::cuda::emulator {
+
+// What all blocks of a launch share.
+struct Launch {
+  const KernelFunction* function = nullptr;
+  LaunchConfig config;
+  const void* params = nullptr;
+  EmulatorOptions options;
+  std::atomic<int64_t> next_block{0};
+  std::atomic<bool> stopped{false};
+  std::mutex mutex;
+  std::string report;  // of the first error, guarded by mutex
+
+  int64_t num_blocks() const { return config.grid.x * config.grid.y * config.grid.z; }
+};
+
+// Memory that one host thread reuses for the blocks it runs.
+struct BlockPool {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<std::byte> shared;
+};
+
+class Block {
+ public:
+  Block(Launch& launch, BlockPool& pool, int64_t index);
+  // Runs all threads to their end. False when the launch was stopped.
+  bool Run();
+
+  // Of the running thread.
+  void SyncBarrier(int id, int threads, bool same_site, Site site);
+  void ArriveBarrier(int id, int threads, Site site);
+  void WarpCollective(const char* operation, uint32_t mask, void* data, CollectiveFn execute,
+                      Site site);
+  void* SharedPiece(int64_t offset, int64_t bytes, int index, Site site);
+  void Yield(Site site);
+  [[noreturn]] void Report(const std::string& what);
+
+ private:
+  enum class State : uint8_t { kReady, kWaiting, kDone };
+  struct Lane {
+    Thread thread;
+    State state = State::kReady;
+    Fiber* fiber = nullptr;  // nullptr: not started
+    // Why it waits, for reports.
+    const char* waits_for = "";
+    int barrier = -1;
+    Site site;
+  };
+  struct Barrier {
+    int arrived = 0;
+    int expected = 0;
+    Site site;  // of the first arrival
+    int first_thread = -1;
+    std::vector<int> waiting;
+  };
+  struct Warp {
+    const char* operation = nullptr;  // nullptr: no collective is under way
+    uint32_t mask = 0;
+    uint32_t arrived = 0;
+    Site site;
+    std::array<void*, kWarpSize> data{};
+  };
+
+  static void ThreadMain(void* block);
+  Lane& running() { return lanes_[static_cast<size_t>(running_)]; }
+  int num_threads() const { return static_cast<int>(lanes_.size()); }
+  int PickReady();
+  void MakeReady(int thread);
+  void Suspend(const char* waits_for, int barrier, Site site);
+  Barrier& Arrive(int id, int threads, bool same_site, Site site);
+  void Complete(Barrier& barrier);
+  void CheckSharedGuards();
+  void ReportDeadlock();
+  std::string Describe(const Lane& lane) const;
+  void Stop(const std::string& what);
+
+  Launch& launch_;
+  BlockPool& pool_;
+  Index3 index_;
+  std::vector<Lane> lanes_;
+  std::vector<int> ready_;
+  std::vector<Fiber*> free_fibers_;
+  std::array<Barrier, 16> barriers_;
+  std::vector<Warp> warps_;
+  std::vector<std::array<int64_t, 2>> pieces_;  // begin and end in the arena, by index
+  int64_t shared_used_ = 0;
+  int64_t yields_ = 0;
+  int running_ = -1;
+  int done_ = 0;
+  bool stopped_ = false;
+  std::mt19937_64 random_;
+};
+
+std::string ToString(Site site);
+std::string ToString(Index3 index);
+
+}  // namespace tandem::cuda::emulator

@@ -1,0 +1,90 @@
+#include "cuda/emulator/launch.h"
+
+#include <algorithm>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "core/status.h"
+#include "cuda/emulator/block.h"
+#include "cuda/emulator/memory_guard.h"
+
+namespace tandem::cuda::emulator {
+namespace {
+
+std::string Describe(const EmulatorOptions& options) {
+  switch (options.schedule) {
+    case Schedule::kLifo:
+      return "lifo";
+    case Schedule::kReverse:
+      return "reverse";
+    case Schedule::kRandom:
+      return absl::StrCat("random:", options.seed);
+    default:
+      return "fifo";
+  }
+}
+
+void RunBlocks(Launch& launch) {
+  BlockPool pool;
+  try {
+    for (int64_t i = launch.next_block++; i < launch.num_blocks(); i = launch.next_block++) {
+      if (launch.stopped.load() || !Block(launch, pool, i).Run()) break;
+    }
+  } catch (const std::bad_alloc&) {
+    const std::lock_guard<std::mutex> lock(launch.mutex);
+    if (launch.report.empty()) launch.report = "out of host memory for the stacks of a block";
+    launch.stopped.store(true);
+  }
+  UnpoisonMemory(pool.shared.data(), pool.shared.size());
+}
+
+}  // namespace
+
+absl::StatusOr<EmulatorOptions> EmulatorOptions::Parse(std::string_view text) {
+  EmulatorOptions options;
+  constexpr std::string_view kRandom = "random:";
+  if (text == "fifo") return options;
+  options.schedule = Schedule::kLifo;
+  if (text == "lifo") return options;
+  options.schedule = Schedule::kReverse;
+  if (text == "reverse") return options;
+  options.schedule = Schedule::kRandom;
+  if (text.substr(0, kRandom.size()) == kRandom &&
+      absl::SimpleAtoi(std::string(text.substr(kRandom.size())), &options.seed)) {
+    return options;
+  }
+  return InvalidArgument("schedule: expected fifo, lifo, reverse or random:SEED, got '",
+                         std::string(text), "'");
+}
+
+absl::Status RunKernel(const KernelFunction& function, const LaunchConfig& config,
+                       const void* params, const EmulatorOptions& options) {
+  if (function.emulated == nullptr) {
+    return absl::InternalError("the kernel has no form for the emulated device");
+  }
+  Launch launch;
+  launch.function = &function;
+  launch.config = config;
+  launch.params = params;
+  launch.options = options;
+  int64_t threads = options.host_threads;
+  if (threads <= 0) threads = std::max(1u, std::thread::hardware_concurrency());
+  // A block that waits for nothing takes microseconds, as starting a host thread does.
+  constexpr int64_t kWorthAThread = 16384;  // CUDA threads
+  const int64_t cuda_threads =
+      launch.num_blocks() * config.block.x * config.block.y * config.block.z;
+  threads = std::min({threads, launch.num_blocks(), 1 + cuda_threads / kWorthAThread});
+  std::vector<std::thread> helpers;
+  for (int64_t i = 1; i < threads; ++i) helpers.emplace_back([&] { RunBlocks(launch); });
+  RunBlocks(launch);
+  for (std::thread& helper : helpers) helper.join();
+  if (launch.report.empty()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("kernel ", function.name, " (emulated, schedule ",
+                                          Describe(options), "), ", launch.report));
+}
+
+}  // namespace tandem::cuda::emulator
