@@ -1,11 +1,13 @@
 // GGUF's block formats, one block at a time: the reference quantisers (those of ggml, whose bytes
-// other tools produce) and their inverses. The formats of 256 elements are in super_blocks.h.
+// other tools produce). Their inverses are in core/block_elements.h, the formats of 256 elements in
+// super_blocks.h.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 
+#include "core/block_elements.h"
 #include "core/dtype.h"
 #include "core/tensor_view.h"
 #include "cpu/super_blocks.h"
@@ -51,15 +53,6 @@ inline void QuantizeBlock(const float* x, BlockQ4_0& block) {
   for (int i = 0; i < kHalf; ++i) {
     block.q[i] = static_cast<uint8_t>(quantize(x[i]) | quantize(x[i + kHalf]) << 4);
   }
-}
-
-inline float BlockElement(const BlockQ8_0& block, int i) {
-  return ToFloat(block.d) * static_cast<float>(block.q[i]);
-}
-
-inline float BlockElement(const BlockQ4_0& block, int i) {
-  const int nibble = i < 16 ? block.q[i] & 15 : block.q[i - 16] >> 4;
-  return ToFloat(block.d) * static_cast<float>(nibble - 8);
 }
 
 template <typename Block>

@@ -1,11 +1,8 @@
 // GGUF's formats of 256 elements (q4_k, q5_k, q6_k, tq2_0), one block at a time: the reference
-// quantisers and one element's inverse. Layouts: core/dtype.h.
+// quantisers. Layouts: core/dtype.h; inverses: core/block_elements.h.
 //
 // The quantisers are those of ggml (quantize_row_*_ref), restated: f32 throughout, sums in order of
 // the elements, no fused multiply-adds. So restated, their bytes are ggml's.
-//
-// Inverses are exact but for one rounding to f32: d * scale * q and dmin * min have at most 24
-// significant bits.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/block_elements.h"
 #include "core/dtype.h"
 
 namespace tandem::cpu {
@@ -45,16 +43,6 @@ struct ScaleMinTraits<BlockQ5_K> {
 
 inline constexpr int kSubBlocks = 8;
 inline constexpr int kSubBlock = 32;
-
-// The 6-bit scale and minimum of sub-block s.
-struct PackedScaleMin {
-  int scale, min;
-};
-inline PackedScaleMin UnpackScaleMin(const uint8_t (&scales)[12], int s) {
-  if (s < 4) return {scales[s] & 63, scales[s + 4] & 63};
-  return {(scales[s + 4] & 15) | (scales[s - 4] >> 6 << 4),
-          (scales[s + 4] >> 4) | (scales[s] >> 6 << 4)};
-}
 
 // A sub-block's fit before its scale and minimum are quantised: x ~ scale * q - min, where q is
 // NearestInteger(inverse * (x - low)), clamped.
@@ -196,21 +184,6 @@ void QuantizeScaleMinBlock(const float* x, Block& block) {
 inline void QuantizeBlock(const float* x, BlockQ4_K& block) { QuantizeScaleMinBlock(x, block); }
 inline void QuantizeBlock(const float* x, BlockQ5_K& block) { QuantizeScaleMinBlock(x, block); }
 
-inline float BlockElement(const BlockQ4_K& block, int i) {
-  const PackedScaleMin s = UnpackScaleMin(block.scales, i / kSubBlock);
-  const int q = block.q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
-  return ToFloat(block.d) * static_cast<float>(s.scale * q) -
-         ToFloat(block.dmin) * static_cast<float>(s.min);
-}
-
-inline float BlockElement(const BlockQ5_K& block, int i) {
-  const PackedScaleMin s = UnpackScaleMin(block.scales, i / kSubBlock);
-  const int low = block.q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
-  const int q = low | (block.high[i % 32] >> (i / 32) & 1) << 4;
-  return ToFloat(block.d) * static_cast<float>(s.scale * q) -
-         ToFloat(block.dmin) * static_cast<float>(s.min);
-}
-
 // ---- q6_k: 16 sub-blocks of 16, x = scale * (q - 32)
 
 inline constexpr int kQ6SubBlocks = 16;
@@ -319,15 +292,6 @@ inline void QuantizeBlock(const float* x, BlockQ6_K& block) {
   PackQuants(q, block);
 }
 
-inline float BlockElement(const BlockQ6_K& block, int i) {
-  const int h = i / 128, r = i % 128;
-  const int low = block.low[64 * h + r % 64] >> (r / 64 * 4) & 15;
-  const int high = block.high[32 * h + r % 32] >> (r / 32 * 2) & 3;
-  const int q = (low | high << 4) - 32;
-  const float scale = ToFloat(block.d) * static_cast<float>(block.scales[i / kQ6SubBlock]);
-  return scale * static_cast<float>(q);
-}
-
 // ---- tq2_0
 
 inline void QuantizeBlock(const float* x, BlockTQ2_0& block) {
@@ -345,11 +309,6 @@ inline void QuantizeBlock(const float* x, BlockTQ2_0& block) {
     }
     block.q[i] = static_cast<uint8_t>(bits);
   }
-}
-
-inline float BlockElement(const BlockTQ2_0& block, int i) {
-  const int q = block.q[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-  return ToFloat(block.d) * static_cast<float>(q - 1);
 }
 
 }  // namespace tandem::cpu

@@ -8,6 +8,19 @@
 
 #include "core/kernel.h"
 #include "core/ops/add.h"
+#include "core/ops/argmax.h"
+#include "core/ops/attention.h"
+#include "core/ops/cast.h"
+#include "core/ops/embedding.h"
+#include "core/ops/kv_append.h"
+#include "core/ops/mask.h"
+#include "core/ops/matmul.h"
+#include "core/ops/merge_attention.h"
+#include "core/ops/rms_norm.h"
+#include "core/ops/rope.h"
+#include "core/ops/sample.h"
+#include "core/ops/silu_mul.h"
+#include "core/ops/softmax.h"
 
 namespace tandem::cuda {
 
@@ -18,5 +31,13 @@ KernelList<Args> Kernels() {
 
 template <>
 KernelList<AddArgs> Kernels<AddArgs>();
+template <>
+KernelList<ArgMaxArgs> Kernels<ArgMaxArgs>();
+template <>
+KernelList<SiluMulArgs> Kernels<SiluMulArgs>();
+template <>
+KernelList<SoftmaxArgs> Kernels<SoftmaxArgs>();
+template <>
+KernelList<RmsNormArgs> Kernels<RmsNormArgs>();
 
 }  // namespace tandem::cuda

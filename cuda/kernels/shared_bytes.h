@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "core/ops/mask_rule.h"  // TANDEM_HOST_DEVICE
+#include "core/host_device.h"
 
 namespace tandem::cuda {
 

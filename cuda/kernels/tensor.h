@@ -1,22 +1,33 @@
-// How kernels see a tensor: pointer, extents and strides, without the host's types around them.
+// How kernels see a tensor: pointer, dtype, extents and strides, without the host's types around
+// them.
 #pragma once
 
 #include <cstdint>
 
-#include "core/ops/mask_rule.h"  // TANDEM_HOST_DEVICE
+#include "core/dtype.h"
+#include "core/host_device.h"
 
 namespace tandem::cuda {
 
-// Up to rank 4; dimensions are those of the view, strides count elements.
+// Up to rank 4; dimensions are those of the view, strides count elements. Absent: data is null.
 struct DeviceTensor {
   void* data = nullptr;
+  DType dtype = DType::kF32;
   int64_t dims[4] = {1, 1, 1, 1};
   int64_t strides[4] = {0, 0, 0, 0};
 
+  TANDEM_HOST_DEVICE bool present() const { return data != nullptr; }
   template <typename T>
   TANDEM_HOST_DEVICE T* As() const {
     return static_cast<T*>(data);
   }
 };
+
+// Rows of a tensor whose last dimension is the row: dims and strides are those of a rank-4 view
+// with leading extents of 1.
+TANDEM_HOST_DEVICE inline int64_t RowOffset(const DeviceTensor& t, int64_t row) {
+  const int64_t inner = row % t.dims[2], rest = row / t.dims[2];
+  return rest / t.dims[1] * t.strides[0] + rest % t.dims[1] * t.strides[1] + inner * t.strides[2];
+}
 
 }  // namespace tandem::cuda
