@@ -39,5 +39,13 @@ template <>
 KernelList<SoftmaxArgs> Kernels<SoftmaxArgs>();
 template <>
 KernelList<RmsNormArgs> Kernels<RmsNormArgs>();
+template <>
+KernelList<RopeArgs> Kernels<RopeArgs>();
+template <>
+KernelList<EmbeddingArgs> Kernels<EmbeddingArgs>();
+template <>
+KernelList<CastArgs> Kernels<CastArgs>();
+template <>
+KernelList<MaskArgs> Kernels<MaskArgs>();
 
 }  // namespace tandem::cuda

@@ -26,7 +26,11 @@ void ExpectAllPass(const CheckOptions& options) {
     EXPECT_EQ(row.failed, 0) << row.op << "=" << row.kernel << " " << row.dtype << ": "
                              << row.first_failure;
   }
-  EXPECT_THAT(report->never_run, testing::IsEmpty());
+  // What no CUDA kernel takes: quantising to the formats of 256 elements, and indices that only the
+  // host can check.
+  for (const std::string& text : report->never_run) {
+    EXPECT_THAT(text, testing::AnyOf(testing::HasSubstr("cast "), testing::HasSubstr("bad_id=")));
+  }
 }
 
 class CudaCases : public testing::TestWithParam<std::string> {};

@@ -2,8 +2,8 @@
 //
 //   out[s,:] = table[ids[s],:]          block-quantised tables are dequantised
 //
-// An id outside [0, V) is InvalidArgument, and nothing is written. The ids are read on the host
-// when the kernel runs, never by Validate.
+// An id outside [0, V) is InvalidArgument, and nothing is written, where the host reads the ids
+// (when the kernel runs, never in Validate). A GPU cannot report it: its row of out is NaN.
 #pragma once
 
 #include "absl/status/status.h"

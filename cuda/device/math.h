@@ -15,11 +15,17 @@ __device__ inline float Tanh(float x) { return tanhf(x); }
 __device__ inline float Sqrt(float x) { return sqrtf(x); }
 __device__ inline float Sin(float x) { return sinf(x); }
 __device__ inline float Cos(float x) { return cosf(x); }
+__device__ inline double ExpF64(double x) { return exp(x); }
+__device__ inline double LogF64(double x) { return log(x); }
+__device__ inline double SinF64(double x) { return sin(x); }
+__device__ inline double CosF64(double x) { return cos(x); }
 __device__ inline float Abs(float x) { return fabsf(x); }
 __device__ inline bool IsNaN(float x) { return x != x; }
 __device__ inline bool IsFinite(float x) { return fabsf(x) < HUGE_VALF; }
 // Nearest integer, ties to even, whatever the rounding mode.
 __device__ inline float RoundToEven(float x) { return rintf(x); }
+// Nearest integer, ties away from zero.
+__device__ inline float RoundAwayFromZero(float x) { return roundf(x); }
 
 // Separate roundings on both targets: nvcc would fuse a * b + c into one.
 #if TANDEM_CUDA_EMULATED
