@@ -47,5 +47,9 @@ template <>
 KernelList<CastArgs> Kernels<CastArgs>();
 template <>
 KernelList<MaskArgs> Kernels<MaskArgs>();
+template <>
+KernelList<SampleArgs> Kernels<SampleArgs>();
+template <>
+KernelList<MergeAttentionArgs> Kernels<MergeAttentionArgs>();
 
 }  // namespace tandem::cuda
