@@ -51,5 +51,11 @@ template <>
 KernelList<SampleArgs> Kernels<SampleArgs>();
 template <>
 KernelList<MergeAttentionArgs> Kernels<MergeAttentionArgs>();
+template <>
+KernelList<KvAppendArgs> Kernels<KvAppendArgs>();
+template <>
+KernelList<MatMulArgs> Kernels<MatMulArgs>();
+template <>
+KernelList<AttentionArgs> Kernels<AttentionArgs>();
 
 }  // namespace tandem::cuda

@@ -174,6 +174,9 @@ absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,
     return InvalidArgument("weights live on ", Name(weights.device),
                            ", which this context does not have");
   }
+  if (weights.device.kind != DeviceKind::kCpu) {
+    return Unimplemented("weights: no packed layout on ", Name(weights.device));
+  }
   return cpu::PackWeights(*device->backend, weights);
 }
 

@@ -130,11 +130,11 @@ TEST_F(KvAppendValidation, RaggedAndPaged) {
   ExpectEachRejected<A>(
       good,
       {
-          {"cache_lens is on cuda:0, expected host memory",
+          {"cache_lens is on cuda:0 but k is on cpu",
            [](A& a) {
              a.cache_lens.device = {DeviceKind::kCuda, 0};
            }},
-          {"page_table is on cuda:0, expected host memory",
+          {"page_table is on cuda:0 but k is on cpu",
            [](A& a) {
              a.page_table.device = {DeviceKind::kCuda, 0};
            }},

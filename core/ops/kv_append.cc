@@ -9,6 +9,8 @@
 namespace tandem {
 namespace {
 
+bool OnHost(const TensorView& list) { return list.device.kind == DeviceKind::kCpu; }
+
 absl::Status CheckNew(const KvAppendArgs& args) {
   TANDEM_RETURN_IF_ERROR(ValidateView("k", args.k, 4));
   TANDEM_RETURN_IF_ERROR(ValidateView("v", args.v, 4));
@@ -64,15 +66,13 @@ absl::Status CheckCaches(const KvAppendArgs& args) {
   return CheckScale("v_scale", args.v_scale, args);
 }
 
-// An optional list of indices, read on the host whatever device the cache is on.
+// An optional list of indices, in host memory or beside the cache.
 absl::Status CheckIndices(const char* name, const TensorView& list, int rank,
                           const KvAppendArgs& args) {
   if (!list.present()) return absl::OkStatus();
   TANDEM_RETURN_IF_ERROR(ValidateView(name, list, rank));
   TANDEM_RETURN_IF_ERROR(CheckDType(name, list, DType::kI32));
-  if (list.device.kind != DeviceKind::kCpu) {
-    return InvalidArgument(name, " is on ", Name(list.device), ", expected host memory");
-  }
+  if (!OnHost(list)) TANDEM_RETURN_IF_ERROR(CheckSameDevice(name, list, "k", args.k));
   return CheckDim(name, list, 0, "batch", args.k.dim(0));
 }
 
@@ -95,7 +95,7 @@ absl::Status CheckPlaces(const KvAppendArgs& args) {
     if (args.position != 0) {
       return InvalidArgument("position: expected 0 with cache_lens, got ", args.position);
     }
-    for (int64_t b = 0; b < args.k.dim(0); ++b) {
+    for (int64_t b = 0; OnHost(args.cache_lens) && b < args.k.dim(0); ++b) {
       if (args.FirstRow(b) < 0 || args.FirstRow(b) > last) {
         return InvalidArgument("cache_lens[", b, "]: expected 0..capacity - new tokens = ", last,
                                ", got ", args.FirstRow(b));
@@ -106,6 +106,9 @@ absl::Status CheckPlaces(const KvAppendArgs& args) {
                            args.position);
   }
   if (!args.paged() || args.k.dim(1) == 0 || tokens == 0) return absl::OkStatus();
+  if (!OnHost(args.page_table) || (args.cache_lens.present() && !OnHost(args.cache_lens))) {
+    return absl::OkStatus();
+  }
   const int64_t page_size = args.k_cache.dim(2);
   for (int64_t b = 0; b < args.k.dim(0); ++b) {
     const int64_t first = args.FirstRow(b);

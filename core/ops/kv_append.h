@@ -48,8 +48,8 @@ struct KvAppendArgs {
   TensorView v_cache;  // [B, H, capacity, Dv] dtype of k_cache; paged: [pages, H, page_size, Dv]
   int64_t position = 0;
 
-  TensorView cache_lens;  // [B]              optional, i32, host memory; position is then 0
-  TensorView page_table;  // [B, max_pages]   optional, i32, host memory
+  TensorView cache_lens;  // [B]              optional, i32; position is then 0. These two: in host
+  TensorView page_table;  // [B, max_pages]   optional, i32. memory or beside the cache
   TensorView k_scale;     // [B, H, capacity] iff k_cache is i8, f32; paged: [pages, H, page_size]
   TensorView v_scale;     // same
 
@@ -75,7 +75,8 @@ struct KvAppendArgs {
   }
 };
 
-// Also checks the contents of cache_lens and of the part of page_table that is read.
+// Also checks the contents of cache_lens and of the part of page_table that is read, if they are in
+// host memory. Elsewhere a row outside the cache is not written.
 absl::Status Validate(const KvAppendArgs& args);
 
 }  // namespace tandem

@@ -23,11 +23,10 @@
 
 #include "absl/status/status.h"
 #include "core/op.h"
+#include "core/ops/matmul_activation.h"
 #include "core/tensor_view.h"
 
 namespace tandem {
-
-enum class Activation : uint8_t { kNone, kSilu, kGelu, kRelu };  // kGelu: the tanh approximation
 
 // Weights in one backend's own layout, made once by that backend (see PackWeights in
 // dispatch/ops.h). Opaque here; a kernel recognises its own by `format`.

@@ -7,7 +7,7 @@
 #include "absl/status/statusor.h"
 #include "core/kernel.h"
 #include "core/tensor_view.h"
-#include "cuda/kernels/mask.h"
+#include "cuda/kernels/device_list_view.h"
 
 namespace tandem::cuda {
 
@@ -15,11 +15,7 @@ namespace tandem::cuda {
 void CountList(Workspace& workspace, const TensorView& list);
 // Rank 1. Internal: the workspace is too small.
 absl::StatusOr<DeviceList> StageList(const KernelContext& context, const TensorView& list);
-// Rank 2: entry (i, j) is at data[i * row_stride + j * stride].
-struct DeviceTable {
-  const int32_t* data = nullptr;
-  int64_t row_stride = 0, stride = 0;
-};
+// Rank 1 or 2.
 absl::StatusOr<DeviceTable> StageTable(const KernelContext& context, const TensorView& table);
 
 }  // namespace tandem::cuda

@@ -1,0 +1,204 @@
+// Attention, generic: everything that core/ops/attention.h allows, plainly. Online softmax (Milakov
+// & Gimelshein 2018, core/ops/online_softmax.h) over tiles of 128 keys.
+//
+// One block of 128 threads per row of q. For each tile of its visible keys: a thread computes the
+// score of one key; the block finds the tile's maximum and sum; then a thread adds up the tile's
+// values for every 128th column. Accumulators and the query lie in shared memory, so head sizes are
+// limited only by it. K and V are read once per query row, that is Hq / Hkv times per query, by
+// threads that each follow one row: this kernel is here to be right and to be the last of the list.
+#include "core/ops/online_softmax.h"
+#include "cuda/device/elements.h"
+#include "cuda/device/math.h"
+#include "cuda/device/shared.h"
+#include "cuda/device/sync.h"
+#include "cuda/device/target.h"
+#include "cuda/device/warp.h"
+#include "cuda/kernels/attention.h"
+
+namespace tandem::cuda::TANDEM_CUDA_TARGET {
+namespace {
+
+// Weight of a key that is not visible: neither it nor its value is read.
+constexpr float kHidden = -1.0f;
+
+// One query of one head.
+struct Row {
+  int64_t batch;    // sequence
+  int64_t q_batch;  // where it lies in q, out and lse
+  int64_t head, row;
+  int64_t query;  // within its sequence
+  int64_t cache_len;
+  MaskRule rule;
+
+  __device__ int64_t Offset(const DeviceTensor& t) const {
+    return q_batch * t.strides[0] + head * t.strides[1] + row * t.strides[2];
+  }
+  __device__ int64_t BroadcastOffset(const DeviceTensor& t, int64_t j) const {
+    return batch * t.strides[0] + head * t.strides[1] + row * t.strides[2] + j * t.strides[3];
+  }
+};
+
+__device__ Row RowOf(const AttentionParams& p, int64_t i) {
+  const int64_t rows = p.q.dims[2], heads = p.q.dims[1];
+  Row r;
+  r.row = i % rows;
+  r.head = i / rows % heads;
+  r.q_batch = i / rows / heads;
+  r.batch = r.q_batch;
+  r.query = r.row;
+  r.rule = p.rule;
+  if (p.packed) {
+    r.batch = 0;
+    r.rule.q_len = 0;
+    for (int64_t b = 0; b < p.sequences; ++b) {
+      const int64_t begin = p.q_offsets.At(b, 0, rows, 0), end = p.q_offsets.At(b + 1, 0, rows, 0);
+      if (r.row >= begin && r.row < end) {
+        r.batch = b;
+        r.query = r.row - begin;
+        r.rule.q_len = end - begin;
+        break;
+      }
+    }
+  }
+  r.rule.q_len = p.q_lens.At(r.batch, 0, rows, r.rule.q_len);
+  r.cache_len = p.kv_lens.At(r.batch, 0, p.cache_len, p.cache_len);
+  r.rule.kv_len = r.cache_len + p.new_len;
+  r.rule.kv_begin = p.kv_starts.At(r.batch, 0, kMaxSequenceLength, 0);
+  return r;
+}
+
+// Offset of a key of the cache in k, v or a scale; -1 where the page table leads outside the pool.
+__device__ int64_t CacheOffset(const AttentionParams& p, const DeviceTensor& t, const Row& r,
+                               int64_t j) {
+  int64_t plane = r.batch, index = j;
+  if (p.page_size > 0) {
+    plane = p.page_table.At(r.batch, j / p.page_size);
+    index = j % p.page_size;
+    if (plane < 0 || plane >= t.dims[0]) return -1;
+  }
+  return plane * t.strides[0] + r.head / p.group * t.strides[1] + index * t.strides[2];
+}
+
+// A row of keys or values: elements factor * data[offset + d * stride].
+struct Vector {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t offset = 0, stride = 0;
+  float factor = 1.0f;
+
+  __device__ float operator[](int64_t d) const {
+    return factor * LoadElement(data, dtype, offset + d * stride);
+  }
+};
+
+__device__ Vector VectorOf(const AttentionParams& p, const DeviceTensor& cache,
+                           const DeviceTensor& scales, const DeviceTensor& fresh, const Row& r,
+                           int64_t j) {
+  Vector v;
+  if (j >= r.cache_len) {
+    v.data = fresh.data;
+    v.dtype = fresh.dtype;
+    v.offset = r.batch * fresh.strides[0] + r.head / p.group * fresh.strides[1] +
+               (j - r.cache_len) * fresh.strides[2];
+    v.stride = fresh.strides[3];
+    return v;
+  }
+  v.data = cache.data;
+  v.dtype = cache.dtype;
+  v.offset = CacheOffset(p, cache, r, j);
+  v.stride = cache.strides[3];
+  if (scales.present()) v.factor = scales.As<const float>()[CacheOffset(p, scales, r, j)];
+  return v;
+}
+
+// Is key j visible beyond what the rule says? Adds its bias to *bias.
+__device__ bool Visible(const AttentionParams& p, const Row& r, int64_t j, float* bias) {
+  if (p.mask.present()) {
+    if (p.mask.dtype == DType::kBool) {
+      if (p.mask.As<const uint8_t>()[r.BroadcastOffset(p.mask, j)] == 0) return false;
+    } else if ((p.mask.As<const uint32_t>()[r.BroadcastOffset(p.mask, j / 32)] >> (j % 32) & 1u) ==
+               0) {
+      return false;
+    }
+  }
+  if (p.bias.present()) {
+    *bias = LoadElement(p.bias, r.BroadcastOffset(p.bias, j));
+    if (*bias == kNegInf) return false;
+  }
+  return j >= r.cache_len || CacheOffset(p, p.k, r, j) >= 0;
+}
+
+__device__ float Score(const AttentionParams& p, const Row& r, int64_t j, const float* q,
+                       float bias) {
+  const Vector key = VectorOf(p, p.k, p.k_scale, p.k_new, r, j);
+  float dot = 0.0f;
+  for (int64_t d = 0; d < p.q.dims[3]; ++d) dot = MultiplyAdd(q[d], key[d], dot);
+  float score = p.scale * dot;
+  if (p.softcap > 0.0f) score = p.softcap * Tanh(score / p.softcap);
+  if (p.alibi_slopes.present()) {
+    const int64_t difference = r.rule.Position(r.query) - j;
+    score -= p.alibi_slopes.As<const float>()[r.head * p.alibi_slopes.strides[0]] *
+             static_cast<float>(difference < 0 ? -difference : difference);
+  }
+  return score + bias;
+}
+
+__global__ void __launch_bounds__(kAttentionThreads) AttentionKernel(const AttentionParams p) {
+  const int64_t columns = p.out.dims[3];
+  SharedCarver carver;
+  const AttentionShared shared = CarveAttention(carver, p.q.dims[3], columns);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t rows = p.q.dims[0] * p.q.dims[1] * p.q.dims[2];
+  for (int64_t i = blockIdx.x; i < rows; i += gridDim.x) {
+    const Row r = RowOf(p, i);
+    for (int64_t d = thread; d < p.q.dims[3]; d += kAttentionThreads) {
+      shared.q[d] = LoadElement(p.q, r.Offset(p.q) + d * p.q.strides[3]);
+    }
+    for (int64_t d = thread; d < columns; d += kAttentionThreads) shared.acc[d] = 0.0f;
+    SyncThreads();
+
+    const bool real = r.query < r.rule.q_len;  // else padding of a ragged batch
+    const KeyRange range = real ? r.rule.Range(r.query) : KeyRange{0, 0};
+    SoftmaxState state;
+    for (int64_t base = range.begin; base < range.end; base += kAttentionThreads) {
+      const int64_t j = base + thread;
+      float bias = 0.0f;
+      const bool visible = j < range.end && Visible(p, r, j, &bias);
+      const float score = visible ? Score(p, r, j, shared.q, bias) : kNegInf;
+      const float max = BlockMax(score, shared.scratch);
+      const float weight = ExpDiff(score, max);
+      shared.weights[thread] = visible ? weight : kHidden;
+      const float sum = BlockSum(weight, shared.scratch);  // also: everybody sees the weights
+      const SoftmaxState::Scales scales = state.Merge({max, sum});
+      const int64_t count =
+          range.end - base < kAttentionThreads ? range.end - base : kAttentionThreads;
+      for (int64_t d = thread; d < columns; d += kAttentionThreads) {
+        float total = 0.0f;
+        for (int64_t c = 0; c < count; ++c) {
+          if (shared.weights[c] == kHidden) continue;
+          const Vector value = VectorOf(p, p.v, p.v_scale, p.v_new, r, base + c);
+          total = MultiplyAdd(shared.weights[c], value[d], total);
+        }
+        shared.acc[d] = shared.acc[d] * scales.self + scales.other * total;
+      }
+      SyncThreads();
+    }
+    float factor = 1.0f;
+    if (real && p.sinks.present()) {  // a key without a value
+      const float sink = p.sinks.As<const float>()[r.head * p.sinks.strides[0]];
+      factor = state.Merge({sink, ExpDiff(sink, sink)}).self;
+    }
+    for (int64_t d = thread; d < columns; d += kAttentionThreads) {
+      StoreElement(p.out, r.Offset(p.out) + d * p.out.strides[3],
+                   shared.acc[d] * factor * state.Normalizer());
+    }
+    if (thread == 0 && p.lse.present()) p.lse.As<float>()[r.Offset(p.lse)] = state.LogSumExp();
+    SyncThreads();
+  }
+}
+
+}  // namespace
+
+KernelFunction AttentionFunction() { return MakeKernelFunction<&AttentionKernel>("attention"); }
+
+}  // namespace tandem::cuda::TANDEM_CUDA_TARGET

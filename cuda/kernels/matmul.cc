@@ -1,0 +1,96 @@
+#include "cuda/kernels/matmul.h"
+
+#include <algorithm>
+#include <array>
+
+#include "core/ops/matmul.h"
+#include "core/status.h"
+#include "cuda/kernels.h"
+#include "cuda/kernels/shared_bytes.h"
+#include "cuda/kernels/to_device_tensor.h"
+#include "cuda/stream.h"
+
+namespace tandem::cuda {
+namespace {
+
+// [Z, rows, columns], of rank 2 the same for every batch.
+DeviceTensor Batched(const TensorView& view) {
+  DeviceTensor tensor;
+  if (!view.present()) return tensor;
+  tensor.data = view.data;
+  tensor.dtype = view.dtype;
+  const bool batched = view.rank() == 3;
+  tensor.dims[0] = batched ? view.dim(0) : 1;
+  tensor.strides[0] = batched && view.dim(0) > 1 ? view.stride(0) : 0;
+  for (int i = 0; i < 2; ++i) {
+    tensor.dims[1 + i] = view.dim(i - 2);
+    tensor.strides[1 + i] = view.stride(i - 2);
+  }
+  return tensor;
+}
+
+MatMulParams ToParams(const MatMulArgs& args) {
+  MatMulParams params = {};
+  params.a = Batched(args.a);
+  params.b = Batched(args.b);
+  params.bias = ToDeviceTensor(args.bias);
+  params.addend = Batched(args.addend);
+  params.out = Batched(args.out);
+  params.batch = args.out.rank() == 3 ? args.out.dim(0) : 1;
+  params.m = args.m();
+  params.n = args.n();
+  params.k = args.k();
+  params.alpha = args.alpha;
+  params.beta = args.beta;
+  params.activation = args.activation;
+  return params;
+}
+
+absl::Status Supports(const KernelContext&, const MatMulArgs& args) {
+  if (!args.b.present()) return Unimplemented("needs b itself, not only packed");
+  return absl::OkStatus();
+}
+
+absl::Status GemvSupports(const KernelContext& context, const MatMulArgs& args) {
+  TANDEM_RETURN_IF_ERROR(Supports(context, args));
+  if (args.m() > kGemvMaxRows) return Unimplemented("at most ", kGemvMaxRows, " rows");
+  return absl::OkStatus();
+}
+
+absl::Status RunTile(const KernelContext& context, const MatMulArgs& args) {
+  CudaStream& stream = CudaStream::Of(context);
+  const MatMulParams params = ToParams(args);
+  const auto tiles = [](int64_t extent) { return (extent + kMatMulTile - 1) / kMatMulTile; };
+  SharedBytes shared;
+  shared.Take<float>(kMatMulTile * (kMatMulTileK + 1));
+  shared.Take<float>(kMatMulTile * (kMatMulTileK + 1));
+  LaunchConfig config;
+  config.grid.x =
+      std::min<int64_t>(params.batch * tiles(params.m) * tiles(params.n), int64_t{1} << 20);
+  config.block.x = kMatMulTile * kMatMulTile;
+  config.shared_bytes = shared.total();
+  return stream.Launch(MatMulTileFunction(stream), config, params);
+}
+
+absl::Status RunGemv(const KernelContext& context, const MatMulArgs& args) {
+  CudaStream& stream = CudaStream::Of(context);
+  const MatMulParams params = ToParams(args);
+  LaunchConfig config;
+  config.grid.x =
+      args.m() == 0 ? 0 : ElementBlocks(stream, params.batch * params.n * 32, kGemvThreads);
+  config.block.x = kGemvThreads;
+  return stream.Launch(GemvFunction(stream), config, params);
+}
+
+constexpr std::array<Kernel<MatMulArgs>, 2> kKernels = {
+    {{"gemv", DeviceKind::kCuda, GemvSupports, NoWorkspace<MatMulArgs>, RunGemv},
+     {"generic", DeviceKind::kCuda, Supports, NoWorkspace<MatMulArgs>, RunTile}}};
+
+}  // namespace
+
+template <>
+KernelList<MatMulArgs> Kernels<MatMulArgs>() {
+  return kKernels;
+}
+
+}  // namespace tandem::cuda
