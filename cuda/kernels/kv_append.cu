@@ -26,7 +26,7 @@ __device__ RowIndex IndexOf(const DeviceTensor& x, int64_t row) {
 }
 
 // Calls emit(d, value) for every element of a row, rotated if there is a rotation; each thread its
-// share. What is rotated is rounded to the type of x, as if it had been rotated in place.
+// share.
 template <typename Emit>
 __device__ void ForEachValue(const DeviceTensor& x, int64_t offset, const RotationParams& rotation,
                              int64_t sequence, int64_t token, Emit emit) {
@@ -41,8 +41,8 @@ __device__ void ForEachValue(const DeviceTensor& x, int64_t offset, const Rotati
     const Pair rotated = RotatePair(
         rotation, sequence, token, i,
         {LoadElement(x, offset + a * x.strides[3]), LoadElement(x, offset + b * x.strides[3])});
-    emit(a, RoundTo(x.dtype, rotated.a));
-    emit(b, RoundTo(x.dtype, rotated.b));
+    emit(a, rotated.a);
+    emit(b, rotated.b);
   }
 }
 
@@ -60,8 +60,10 @@ __device__ void AppendRow(const KvAppendParams& p, const DeviceTensor& x, const 
   }
   if (!inside) return;  // the same for all threads
   const int64_t from = index.In(x), to = place.In(cache);
+  // What is rotated is rounded to the type of x, as if it had been rotated in place.
   const auto for_each = [&](auto emit) {
-    ForEachValue(x, from, rotation, index.batch, index.token, emit);
+    ForEachValue(x, from, rotation, index.batch, index.token,
+                 [&](int64_t d, float value) { emit(d, RoundTo(x.dtype, value)); });
   };
   if (cache.dtype != DType::kI8) {
     for_each(
