@@ -41,6 +41,13 @@ nlohmann::json Arguments(const TraceRecord& record, const Policy& policy) {
   return args;
 }
 
+// Which of the devices of that kind is known from where the operands were: "cuda:emulated".
+std::string DeviceName(const TraceRecord& record) {
+  const Device operands = record.facts.operands;
+  return operands.kind == record.decision.device ? Name(operands)
+                                                 : std::string(Name(record.decision.device));
+}
+
 }  // namespace
 
 std::vector<TraceSummary> Trace::Summarize(const Policy& policy) const {
@@ -51,7 +58,7 @@ std::vector<TraceSummary> Trace::Summarize(const Policy& policy) const {
         groups[{record.facts.op, record.decision.device, record.kernel, record.decision.rule}];
     if (group.calls == 0) {
       group.op = record.facts.op;
-      group.device = std::string(Name(record.decision.device));
+      group.device = DeviceName(record);
       group.kernel = std::string(record.kernel);
       group.reason = Reason(record, policy);
     }
@@ -70,12 +77,18 @@ std::vector<TraceSummary> Trace::Summarize(const Policy& policy) const {
 
 void Trace::WriteChromeTrace(std::ostream& out, const Policy& policy) const {
   out << "{\"displayTimeUnit\": \"ns\", \"traceEvents\": [\n";
+  const auto name_of = [this](DeviceKind device) {
+    for (const TraceRecord& record : records_) {
+      if (record.decision.device == device) return DeviceName(record);
+    }
+    return std::string(Name(device));
+  };
   for (DeviceKind device : {DeviceKind::kCpu, DeviceKind::kCuda}) {
     const nlohmann::json name = {{"name", "thread_name"},
                                  {"ph", "M"},
                                  {"pid", 1},
                                  {"tid", static_cast<int>(device)},
-                                 {"args", {{"name", std::string(Name(device))}}}};
+                                 {"args", {{"name", name_of(device)}}}};
     out << name.dump() << (device == DeviceKind::kCpu ? ",\n" : "");
   }
   for (const TraceRecord& record : records_) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/status.h"
+#include "dispatch/copy.h"
 #include "dispatch/ops.h"
 
 namespace tandem {
@@ -48,9 +49,14 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
   TANDEM_ASSIGN_OR_RETURN(model->config_, DecoderConfig::Load(*model->file_));
   TANDEM_ASSIGN_OR_RETURN(model->weights_, DecoderWeights::Load(*model->file_, model->config_));
 
-  const bool pack_quantized = options.pack_quantized && context.options().quantize_activations;
+  model->device_ = options.device.value_or(context.options().device.value_or(DeviceKind::kCpu));
+  const bool on_cpu = model->device_ == DeviceKind::kCpu;
+  if (!on_cpu) TANDEM_RETURN_IF_ERROR(model->MoveWeights(context));
+
+  const bool pack_quantized =
+      on_cpu && options.pack_quantized && context.options().quantize_activations;
   const auto packs = [&](const TensorView& view) {
-    return IsBlockQuantized(view.dtype) ? pack_quantized : options.pack_weights;
+    return IsBlockQuantized(view.dtype) ? pack_quantized : on_cpu && options.pack_weights;
   };
   const DecoderWeights& weights = model->weights_;
   // The output matrix multiplies one row, or few: a second copy in f32 would not pay. The
@@ -78,7 +84,33 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
                                            {static_cast<int64_t>(frequencies.inv_freq.size())}));
   std::copy(frequencies.inv_freq.begin(), frequencies.inv_freq.end(), model->inv_freq_.As<float>());
   model->rope_magnitude_ = frequencies.magnitude;
+  if (!on_cpu) {
+    TANDEM_ASSIGN_OR_RETURN(model->inv_freq_, CopyTo(context, model->device_, model->inv_freq_));
+    TANDEM_RETURN_IF_ERROR(Synchronize(context, model->device_));
+  }
   return std::shared_ptr<const Model>(std::move(model));
+}
+
+absl::Status Model::MoveWeights(Context& context) {
+  std::vector<TensorView*> views = {&weights_.embedding, &weights_.output_norm, &weights_.output};
+  for (LayerWeights& w : weights_.layers) {
+    for (TensorView* view :
+         {&w.attn_norm, &w.q, &w.k, &w.v, &w.q_bias, &w.k_bias, &w.v_bias, &w.q_norm, &w.k_norm,
+          &w.attn_output, &w.ffn_norm, &w.gate, &w.up, &w.down}) {
+      views.push_back(view);
+    }
+  }
+  for (TensorView* view : views) {
+    if (!view->present()) continue;
+    if (view == &weights_.output && weights_.tied) {
+      *view = weights_.embedding;
+      continue;
+    }
+    TANDEM_ASSIGN_OR_RETURN(Tensor copy, CopyTo(context, device_, *view));
+    *view = copy.view();
+    resident_.push_back(std::move(copy));
+  }
+  return Synchronize(context, device_);
 }
 
 absl::Status Model::Prepare(Context& context, const TensorView& view, bool pack, Matrix& matrix) {
@@ -119,7 +151,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Create(Context& context,
 
 absl::Status Session::Allocate(DType kv_dtype) {
   const DecoderConfig& c = model_->config();
-  Allocator& allocator = context_.host_allocator();
+  Allocator& allocator = context_.device(model_->device())->backend->allocator();
   for (int64_t i = 0; i < c.layers; ++i) {
     TANDEM_ASSIGN_OR_RETURN(
         KvCache cache,
@@ -147,6 +179,13 @@ absl::Status Session::Allocate(DType kv_dtype) {
   for (const auto& buffer : buffers) {
     TANDEM_ASSIGN_OR_RETURN(buffer.tensor, Tensor::Allocate(allocator, buffer.dtype, buffer.shape));
     bytes_ += buffer.tensor.buffer()->bytes();
+  }
+  host_ids_ = ids_;
+  host_positions_ = positions_;
+  if (model_->device() == DeviceKind::kCpu) return absl::OkStatus();
+  for (Tensor* tensor : {&host_ids_, &host_positions_}) {
+    TANDEM_ASSIGN_OR_RETURN(*tensor,
+                            Tensor::Allocate(context_.host_allocator(), DType::kI32, {ubatch_}));
   }
   return absl::OkStatus();
 }
@@ -186,7 +225,19 @@ absl::Status Session::ForwardAll(std::span<const int32_t> tokens, const TensorVi
   TANDEM_RETURN_IF_ERROR(CheckDType("logits", logits, DType::kF32));
   TANDEM_RETURN_IF_ERROR(CheckDim("logits", logits, 0, "tokens", count));
   TANDEM_RETURN_IF_ERROR(CheckDim("logits", logits, 1, "vocabulary", model_->config().vocabulary));
-  return Run(tokens, count, logits);
+  if (logits.device.kind == model_->device()) return Run(tokens, count, logits);
+  if (logits.device.kind != DeviceKind::kCpu || !IsContiguous(logits)) {
+    return InvalidArgument("logits: expected them on ", std::string(Name(model_->device())),
+                           ", or contiguous in host memory");
+  }
+  if (!device_logits_.view().present() || device_logits_.shape()[0] < count) {
+    TANDEM_ASSIGN_OR_RETURN(device_logits_,
+                            AllocateOn(context_, model_->device(), DType::kF32, logits.shape));
+  }
+  const TensorView there = Rows(device_logits_, 0, count);
+  TANDEM_RETURN_IF_ERROR(Run(tokens, count, there));
+  TANDEM_RETURN_IF_ERROR(Copy(context_, there, logits));
+  return Synchronize(context_, model_->device());
 }
 
 absl::Status Session::Truncate(int64_t length) {
@@ -226,9 +277,14 @@ absl::Status Session::Run(std::span<const int32_t> tokens, int64_t rows, const T
 absl::Status Session::RunChunk(std::span<const int32_t> tokens, int64_t rows,
                                const TensorView& logits) {
   const auto count = static_cast<int64_t>(tokens.size());
-  std::copy(tokens.begin(), tokens.end(), ids_.As<int32_t>());
+  std::copy(tokens.begin(), tokens.end(), host_ids_.As<int32_t>());
   for (int64_t i = 0; i < count; ++i) {
-    positions_.As<int32_t>()[i] = static_cast<int32_t>(position_ + i);
+    host_positions_.As<int32_t>()[i] = static_cast<int32_t>(position_ + i);
+  }
+  if (model_->device() != DeviceKind::kCpu) {
+    TANDEM_RETURN_IF_ERROR(Copy(context_, Rows(host_ids_, 0, count), Rows(ids_, 0, count)));
+    TANDEM_RETURN_IF_ERROR(
+        Copy(context_, Rows(host_positions_, 0, count), Rows(positions_, 0, count)));
   }
   EmbeddingArgs embedding;
   embedding.table = model_->weights().embedding;

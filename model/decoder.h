@@ -23,6 +23,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,6 +47,10 @@ struct ModelOptions {
   // instead of the stored form, whose pages are given back to the system. Takes a moment when
   // loading.
   bool pack_quantized = true;
+  // Where the weights are kept, and with them every tensor of a session. Default: the device that
+  // the context forces (ContextOptions::device), or the CPU. Weights are copied to a GPU once, when
+  // loading; packing is for the CPU only.
+  std::optional<DeviceKind> device;
 };
 
 // Uses memory of the context it was loaded in, which must outlive it.
@@ -62,6 +67,7 @@ class Model {
   const DecoderConfig& config() const { return config_; }
   const DecoderWeights& weights() const { return weights_; }
   int64_t packed_bytes() const { return packed_bytes_; }
+  DeviceKind device() const { return device_; }
 
  private:
   friend class Session;
@@ -77,12 +83,16 @@ class Model {
 
   Model() = default;
   absl::Status Prepare(Context& context, const TensorView& view, bool pack, Matrix& matrix);
+  // Replaces the views of weights_ by copies on device_.
+  absl::Status MoveWeights(Context& context);
 
   std::shared_ptr<const GgufFile> file_;
   DecoderConfig config_;
   DecoderWeights weights_;
   std::vector<Layer> layers_;
   Matrix output_;
+  DeviceKind device_ = DeviceKind::kCpu;
+  std::vector<Tensor> resident_;  // weights that were copied to a GPU
   Tensor inv_freq_;
   float rope_magnitude_ = 1.0f;
   int64_t packed_bytes_ = 0;
@@ -115,10 +125,11 @@ class Session {
   // none, if an id is not in the vocabulary, or if they exceed the capacity. After any other error
   // the sequence is as before the call as well.
   absl::Status Feed(std::span<const int32_t> tokens);
-  // And returns the logits [1, vocabulary] that follow the last one, f32, valid until the next
-  // call.
+  // And returns the logits [1, vocabulary] that follow the last one, f32, on the model's device,
+  // valid until the next call.
   absl::StatusOr<TensorView> Forward(std::span<const int32_t> tokens);
-  // And writes the logits that follow each one to `logits` [tokens, vocabulary], f32.
+  // And writes the logits that follow each one to `logits` [tokens, vocabulary], f32, contiguous,
+  // in host memory or on the model's device.
   absl::Status ForwardAll(std::span<const int32_t> tokens, const TensorView& logits);
 
   // Forgets everything from position `length` on. InvalidArgument unless 0 <= length <=
@@ -146,6 +157,8 @@ class Session {
   int64_t bytes_ = 0;
   std::vector<KvCache> caches_;
 
+  // Of a GPU: what is sent there with every chunk, and what comes back from ForwardAll.
+  Tensor host_ids_, host_positions_, device_logits_;
   // Activations, [ubatch, ...]; x_ is the residual stream, h_ its normalised form.
   Tensor ids_, positions_, x_, h_, q_, k_, v_, attention_, gate_, up_, logits_;
 };

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "core/status.h"
+#include "dispatch/copy.h"
 #include "dispatch/ops.h"
 
 namespace tandem {
@@ -14,32 +16,58 @@ double SecondsSince(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// One token from logits [1, vocabulary].
-absl::StatusOr<int32_t> Choose(Context& context, const TensorView& logits,
-                               const SamplingOptions& options, uint64_t index) {
-  int32_t token = 0;
-  const TensorView out = MakeView(&token, DType::kI32, {1});
-  if (options.temperature == 0.0f) {
-    ArgMaxArgs args;
-    args.x = logits;
-    args.out = out;
-    TANDEM_RETURN_IF_ERROR(ArgMaxInto(context, args));
-  } else {
-    float uniform = UniformNumber(options.seed, index);
-    SampleArgs args;
-    args.logits = logits;
-    args.uniform = MakeView(&uniform, DType::kF32, {1});
-    args.out = out;
-    args.temperature = options.temperature;
-    args.top_k = options.top_k;
-    args.top_p = options.top_p;
-    TANDEM_RETURN_IF_ERROR(SampleInto(context, args));
+// Chooses one token from logits [1, vocabulary], which stay where they are: of a GPU's only the
+// token and its logit come back.
+class Chooser {
+ public:
+  static absl::StatusOr<Chooser> Create(Context& context, DeviceKind device) {
+    Chooser chooser(context, device);
+    for (auto& [tensor, dtype] :
+         {std::pair(&chooser.token_, DType::kI32), std::pair(&chooser.uniform_, DType::kF32)}) {
+      TANDEM_ASSIGN_OR_RETURN(*tensor, AllocateOn(context, device, dtype, {1}));
+    }
+    return chooser;
   }
-  if (std::isnan(logits.As<float>()[token])) {
-    return absl::DataLossError("the model's logits are not numbers: its weights are damaged");
+
+  absl::StatusOr<int32_t> Choose(const TensorView& logits, const SamplingOptions& options,
+                                 uint64_t index) {
+    if (options.temperature == 0.0f) {
+      ArgMaxArgs args;
+      args.x = logits;
+      args.out = token_;
+      TANDEM_RETURN_IF_ERROR(ArgMaxInto(context_, args));
+    } else {
+      float uniform = UniformNumber(options.seed, index);
+      TANDEM_RETURN_IF_ERROR(Copy(context_, MakeView(&uniform, DType::kF32, {1}), uniform_));
+      SampleArgs args;
+      args.logits = logits;
+      args.uniform = uniform_;
+      args.out = token_;
+      args.temperature = options.temperature;
+      args.top_k = options.top_k;
+      args.top_p = options.top_p;
+      TANDEM_RETURN_IF_ERROR(SampleInto(context_, args));
+    }
+    int32_t token = 0;
+    TANDEM_RETURN_IF_ERROR(Copy(context_, token_, MakeView(&token, DType::kI32, {1})));
+    TANDEM_RETURN_IF_ERROR(Synchronize(context_, device_));
+    float logit = 0.0f;
+    TANDEM_RETURN_IF_ERROR(Copy(context_, Slice(Select(logits, 0, 0), 0, token, 1),
+                                MakeView(&logit, DType::kF32, {1})));
+    TANDEM_RETURN_IF_ERROR(Synchronize(context_, device_));
+    if (std::isnan(logit)) {
+      return absl::DataLossError("the model's logits are not numbers: its weights are damaged");
+    }
+    return token;
   }
-  return token;
-}
+
+ private:
+  Chooser(Context& context, DeviceKind device) : context_(context), device_(device) {}
+
+  Context& context_;
+  DeviceKind device_;
+  Tensor token_, uniform_;  // [1]
+};
 
 // Lets text through up to a stop string; holds back what may become one.
 class StopFilter {
@@ -171,6 +199,8 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
                           tokenizer.Encode(prompt, {.add_special = session.position() == 0,
                                                     .parse_special = options.parse_special}));
   if (ids.empty()) return InvalidArgument("prompt: expected text that gives at least one token");
+  TANDEM_ASSIGN_OR_RETURN(Chooser chooser,
+                          Chooser::Create(session.context(), session.model().device()));
   TANDEM_ASSIGN_OR_RETURN(TensorView logits, RunPrompt(session, ids, options));
 
   Generation result;
@@ -190,9 +220,9 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
     return stopped = true;
   };
   while (stats.generated_tokens < options.max_tokens) {
-    TANDEM_ASSIGN_OR_RETURN(const int32_t token,
-                            Choose(session.context(), logits, options.sampling,
-                                   static_cast<uint64_t>(stats.generated_tokens)));
+    TANDEM_ASSIGN_OR_RETURN(
+        const int32_t token,
+        chooser.Choose(logits, options.sampling, static_cast<uint64_t>(stats.generated_tokens)));
     result.tokens.push_back(token);
     ++stats.generated_tokens;
     if (!options.ignore_end_tokens && tokenizer.vocabulary().EndsGeneration(token)) {

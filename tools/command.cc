@@ -15,7 +15,7 @@ void AddComputeOptions(CLI::App& command, ComputeOptions& options) {
   command.add_option("--isa", options.isa, "highest instruction set to use")
       ->check(CLI::IsMember({"scalar", "avx2", "avx512"}));
   command.add_option("--device", options.device, "run every op on this device, or fail")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
+      ->check(CLI::IsMember({"cpu", "cuda", "cuda:emulated"}));
   command.add_option("--kernel", options.kernels,
                      "force a kernel, as op=name (repeatable); names: tandem check --list");
   command.add_flag("--float-activations", options.float_activations,
@@ -27,8 +27,7 @@ absl::StatusOr<ContextOptions> ToContextOptions(const ComputeOptions& options) {
   context.threads = options.threads;
   context.isa = options.isa;
   context.quantize_activations = !options.float_activations;
-  if (options.device == "cpu") context.device = DeviceKind::kCpu;
-  if (options.device == "cuda") context.device = DeviceKind::kCuda;
+  if (!options.device.empty()) TANDEM_RETURN_IF_ERROR(context.SetDevice(options.device));
   for (const std::string& choice : options.kernels) {
     const size_t equals = choice.find('=');
     if (equals == std::string::npos || equals == 0 || equals + 1 == choice.size()) {
