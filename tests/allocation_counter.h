@@ -1,5 +1,5 @@
-// How many times this test binary has called operator new. Defined beside the counting operator new
-// (cpu_attention_test.cc, for the CPU tests); shared libraries' calls count too.
+// How many times this test binary has called operator new, in any form; shared libraries' calls
+// count too. Every test binary has the counting operator new (allocation_counter.cc).
 #pragma once
 
 #include <cstdint>

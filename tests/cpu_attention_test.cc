@@ -4,12 +4,9 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
-#include <atomic>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
-#include <new>
 #include <random>
 #include <vector>
 
@@ -19,27 +16,6 @@
 #include "cpu/stream.h"
 #include "tests/allocation_counter.h"
 #include "tests/cpu_attention_testing.h"
-
-namespace {
-std::atomic<int64_t> g_allocations{0};  // counts every operator new of this test binary
-}  // namespace
-
-__attribute__((noinline)) void* operator new(size_t bytes) {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* p = std::malloc(bytes ? bytes : 1)) return p;
-  std::abort();
-}
-// std::stable_sort uses this form.
-__attribute__((noinline)) void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  return std::malloc(bytes ? bytes : 1);
-}
-__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
-__attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
-
-namespace tandem {
-int64_t AllocationCount() { return g_allocations.load(std::memory_order_relaxed); }
-}  // namespace tandem
 
 namespace tandem::cpu {
 namespace {
@@ -387,9 +363,9 @@ TEST(CpuAttention, RunAllocatesNothing) {
       const AttentionArgs args = tensors.Args(p);
       if (!machine.Supports(kernel, args).ok()) continue;
       ASSERT_EQ(machine.Run(kernel, args), absl::OkStatus());  // sizes the workspace
-      const int64_t before = g_allocations.load();
+      const int64_t before = AllocationCount();
       ASSERT_EQ(machine.Run(kernel, args), absl::OkStatus());
-      EXPECT_EQ(g_allocations.load(), before) << kernel.name;
+      EXPECT_EQ(AllocationCount(), before) << kernel.name;
     }
   }
 }

@@ -4,11 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <new>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -21,25 +18,7 @@
 #include "dispatch/run.h"
 #include "tests/allocation_counter.h"
 
-namespace {
-std::atomic<int64_t> g_allocations{0};  // counts every operator new of this test binary
-}  // namespace
-
-__attribute__((noinline)) void* operator new(size_t bytes) {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* p = std::malloc(bytes ? bytes : 1)) return p;
-  std::abort();
-}
-__attribute__((noinline)) void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  return std::malloc(bytes ? bytes : 1);
-}
-__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
-__attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
-
 namespace tandem {
-
-int64_t AllocationCount() { return g_allocations.load(std::memory_order_relaxed); }
 
 namespace {
 

@@ -4,29 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdlib>
-#include <new>
 
 #include "core/status.h"
 #include "tests/allocation_counter.h"
 #include "tests/model_golden.h"
 
-namespace {
-std::atomic<int64_t> g_allocations{0};  // counts every operator new of this test binary
-}  // namespace
-
-__attribute__((noinline)) void* operator new(size_t bytes) {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* p = std::malloc(bytes ? bytes : 1)) return p;
-  std::abort();
-}
-__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
-__attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
-
 namespace tandem {
-
-int64_t AllocationCount() { return g_allocations.load(std::memory_order_relaxed); }
 
 namespace {
 

@@ -6,6 +6,7 @@
 // then `repetitions` of each in turn; medians. A generated token reads every weight and the cache
 // once, so generation is bounded by read bandwidth over those bytes. The rates per CPU second (one
 // thread: what a busy machine would show were it quiet) include threads that spin at a barrier.
+// Memory: the most that was resident until then, beside what it must hold, weights and KV cache.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -19,6 +20,7 @@
 #include "model/decoder.h"
 #include "tools/command.h"
 #include "tools/model_options.h"
+#include "tools/process_memory.h"
 #include "tools/terminal.h"
 
 namespace tandem::tools {
@@ -97,6 +99,8 @@ absl::Status Run(const Options& o) {
       generation_cpu_rates.push_back(static_cast<double>(o.gen_tokens) / (cpu_end - cpu_middle));
     }
   }
+  const int64_t peak_bytes =
+      PeakResidentBytes();  // the bandwidth below is measured in a GiB of its own
   const cpu::CpuInfo info = cpu::DescribeCpu();
   const int threads = context_options.threads > 0 ? context_options.threads : info.cores;
   const double bandwidth = cpu::MeasureReadBandwidth(threads, int64_t{1} << 30);
@@ -109,6 +113,7 @@ absl::Status Run(const Options& o) {
   const int64_t kv_bytes =
       config.layers * ((config.k_dim() + config.v_dim()) * BlockBytes(session_options.kv_dtype) +
                        (session_options.kv_dtype == DType::kI8 ? 2 * config.kv_heads * 4 : 0));
+  const int64_t must_bytes = weights.bytes() + kv_bytes * session_options.capacity;
   const double prompt_rate = prompt_rates.empty() ? 0.0 : Median(prompt_rates);
   const double generation_rate = generation_rates.empty() ? 0.0 : Median(generation_rates);
   // Mean cache length of the generation is half its tokens.
@@ -132,6 +137,9 @@ absl::Status Run(const Options& o) {
                                  {"generation_tokens_per_cpu_second", generation_cpu_rate},
                                  {"model_bytes", model_bytes},
                                  {"kv_bytes_per_token", kv_bytes},
+                                 {"weight_bytes", weights.bytes()},
+                                 {"kv_cache_bytes", kv_bytes * session_options.capacity},
+                                 {"peak_resident_bytes", peak_bytes},
                                  {"read_bandwidth_gbps", bandwidth},
                                  {"share_of_read_bandwidth", share}};
     std::cout << json.dump(2) << "\n";
@@ -140,9 +148,12 @@ absl::Status Run(const Options& o) {
   std::cout << absl::StrFormat(
       "%s, %d threads\n"
       "prompt      %8.2f tokens/s (%d tokens)\n"
-      "generation  %8.2f tokens/s (%d tokens): %.2f of the read bandwidth of %.1f GB/s over %s\n",
+      "generation  %8.2f tokens/s (%d tokens): %.2f of the read bandwidth of %.1f GB/s over %s\n"
+      "memory      peak %s: weights and KV cache %s, and %s\n",
       info.model, threads, prompt_rate, o.prompt_tokens, generation_rate, o.gen_tokens, share,
-      bandwidth, HumanBytes(bytes_per_token));
+      bandwidth, HumanBytes(bytes_per_token), HumanBytes(static_cast<double>(peak_bytes)),
+      HumanBytes(static_cast<double>(must_bytes)),
+      HumanBytes(static_cast<double>(peak_bytes - must_bytes)));
   return absl::OkStatus();
 }
 
