@@ -17,8 +17,15 @@ __device__ inline float Sin(float x) { return sinf(x); }
 __device__ inline float Cos(float x) { return cosf(x); }
 __device__ inline double ExpF64(double x) { return exp(x); }
 __device__ inline double LogF64(double x) { return log(x); }
-__device__ inline double SinF64(double x) { return sin(x); }
-__device__ inline double CosF64(double x) { return cos(x); }
+// sin(pi x) and cos(pi x): without the reduction of large arguments that sin(x) does in local
+// memory.
+#if TANDEM_CUDA_EMULATED
+inline double SinPiF64(double x) { return sin(3.14159265358979323846 * (x - 2.0 * rint(0.5 * x))); }
+inline double CosPiF64(double x) { return cos(3.14159265358979323846 * (x - 2.0 * rint(0.5 * x))); }
+#else
+__device__ inline double SinPiF64(double x) { return sinpi(x); }
+__device__ inline double CosPiF64(double x) { return cospi(x); }
+#endif
 __device__ inline float Abs(float x) { return fabsf(x); }
 __device__ inline bool IsNaN(float x) { return x != x; }
 __device__ inline bool IsFinite(float x) { return fabsf(x) < HUGE_VALF; }

@@ -22,9 +22,11 @@ __device__ inline int64_t PairSecond(const RotationParams& r, int64_t i) {
 __device__ inline Pair RotatePair(const RotationParams& r, int64_t sequence, int64_t token,
                                   int64_t i, Pair x) {
   const int32_t position = r.positions[sequence * r.sequence_stride + token * r.token_stride];
-  const double angle =
-      static_cast<double>(position) * static_cast<double>(r.inv_freq[i * r.inv_freq_stride]);
-  const double cosine = r.magnitude * CosF64(angle), sine = r.magnitude * SinF64(angle);
+  constexpr double kInversePi = 0.31830988618379067154;
+  const double half_turns = static_cast<double>(position) *
+                            static_cast<double>(r.inv_freq[i * r.inv_freq_stride]) * kInversePi;
+  const double cosine = r.magnitude * CosPiF64(half_turns);
+  const double sine = r.magnitude * SinPiF64(half_turns);
   return {static_cast<float>(x.a * cosine - x.b * sine),
           static_cast<float>(x.a * sine + x.b * cosine)};
 }

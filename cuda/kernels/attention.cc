@@ -54,18 +54,22 @@ absl::Status Run(const KernelContext& context, const AttentionArgs& args) {
   params.v_scale = ToDeviceTensor(args.v_scale);
   params.scale = args.Scale();
   params.softcap = args.softcap;
+  if (args.softcap > 0.0f) params.inverse_softcap = 1.0f / args.softcap;
   params.rule = args.Rule();
   params.sequences = args.batch();
   params.cache_len = args.cache_len();
   params.new_len = args.new_len();
-  params.group = std::max<int64_t>(args.group(), 1);
+  params.rows = Divisor(args.q.dim(2));
+  params.heads = Divisor(args.q.dim(1));
+  params.group = Divisor(args.group());
   params.packed = args.q_offsets.present();
   TANDEM_ASSIGN_OR_RETURN(params.q_lens, StageList(context, args.q_lens));
   TANDEM_ASSIGN_OR_RETURN(params.q_offsets, StageList(context, args.q_offsets));
   TANDEM_ASSIGN_OR_RETURN(params.kv_lens, StageList(context, args.kv_lens));
   TANDEM_ASSIGN_OR_RETURN(params.kv_starts, StageList(context, args.kv_starts));
   TANDEM_ASSIGN_OR_RETURN(params.page_table, StageTable(context, args.page_table));
-  params.page_size = args.paged() ? args.page_size() : 0;
+  params.paged = args.paged();
+  if (args.paged()) params.page_size = Divisor(args.page_size());
   LaunchConfig config;
   config.grid.x =
       std::min<int64_t>(args.q.dim(0) * args.q.dim(1) * args.q.dim(2), int64_t{1} << 20);

@@ -25,7 +25,7 @@ constexpr float kHidden = -1.0f;
 struct Row {
   int64_t batch;    // sequence
   int64_t q_batch;  // where it lies in q, out and lse
-  int64_t head, row;
+  int64_t head, kv_head, row;
   int64_t query;  // within its sequence
   int64_t cache_len;
   MaskRule rule;
@@ -39,11 +39,13 @@ struct Row {
 };
 
 __device__ Row RowOf(const AttentionParams& p, int64_t i) {
-  const int64_t rows = p.q.dims[2], heads = p.q.dims[1];
+  const int64_t rows = p.q.dims[2];
   Row r;
-  r.row = i % rows;
-  r.head = i / rows % heads;
-  r.q_batch = i / rows / heads;
+  const Divisor::Result row = p.rows.Divide(i), head = p.heads.Divide(row.quotient);
+  r.row = row.remainder;
+  r.head = head.remainder;
+  r.kv_head = p.group.Divide(r.head).quotient;
+  r.q_batch = head.quotient;
   r.batch = r.q_batch;
   r.query = r.row;
   r.rule = p.rule;
@@ -71,12 +73,13 @@ __device__ Row RowOf(const AttentionParams& p, int64_t i) {
 __device__ int64_t CacheOffset(const AttentionParams& p, const DeviceTensor& t, const Row& r,
                                int64_t j) {
   int64_t plane = r.batch, index = j;
-  if (p.page_size > 0) {
-    plane = p.page_table.At(r.batch, j / p.page_size);
-    index = j % p.page_size;
+  if (p.paged) {
+    const Divisor::Result page = p.page_size.Divide(j);
+    plane = p.page_table.At(r.batch, page.quotient);
+    index = page.remainder;
     if (plane < 0 || plane >= t.dims[0]) return -1;
   }
-  return plane * t.strides[0] + r.head / p.group * t.strides[1] + index * t.strides[2];
+  return plane * t.strides[0] + r.kv_head * t.strides[1] + index * t.strides[2];
 }
 
 // A row of keys or values: elements factor * data[offset + d * stride].
@@ -98,7 +101,7 @@ __device__ Vector VectorOf(const AttentionParams& p, const DeviceTensor& cache,
   if (j >= r.cache_len) {
     v.data = fresh.data;
     v.dtype = fresh.dtype;
-    v.offset = r.batch * fresh.strides[0] + r.head / p.group * fresh.strides[1] +
+    v.offset = r.batch * fresh.strides[0] + r.kv_head * fresh.strides[1] +
                (j - r.cache_len) * fresh.strides[2];
     v.stride = fresh.strides[3];
     return v;
@@ -132,9 +135,10 @@ __device__ float Score(const AttentionParams& p, const Row& r, int64_t j, const 
                        float bias) {
   const Vector key = VectorOf(p, p.k, p.k_scale, p.k_new, r, j);
   float dot = 0.0f;
+#pragma unroll 1
   for (int64_t d = 0; d < p.q.dims[3]; ++d) dot = MultiplyAdd(q[d], key[d], dot);
   float score = p.scale * dot;
-  if (p.softcap > 0.0f) score = p.softcap * Tanh(score / p.softcap);
+  if (p.softcap > 0.0f) score = p.softcap * Tanh(score * p.inverse_softcap);
   if (p.alibi_slopes.present()) {
     const int64_t difference = r.rule.Position(r.query) - j;
     score -= p.alibi_slopes.As<const float>()[r.head * p.alibi_slopes.strides[0]] *
@@ -174,6 +178,7 @@ __global__ void __launch_bounds__(kAttentionThreads) AttentionKernel(const Atten
           range.end - base < kAttentionThreads ? range.end - base : kAttentionThreads;
       for (int64_t d = thread; d < columns; d += kAttentionThreads) {
         float total = 0.0f;
+#pragma unroll 1
         for (int64_t c = 0; c < count; ++c) {
           if (shared.weights[c] == kHidden) continue;
           const Vector value = VectorOf(p, p.v, p.v_scale, p.v_new, r, base + c);
@@ -188,9 +193,9 @@ __global__ void __launch_bounds__(kAttentionThreads) AttentionKernel(const Atten
       const float sink = p.sinks.As<const float>()[r.head * p.sinks.strides[0]];
       factor = state.Merge({sink, ExpDiff(sink, sink)}).self;
     }
+    const float normalizer = factor * state.Normalizer();
     for (int64_t d = thread; d < columns; d += kAttentionThreads) {
-      StoreElement(p.out, r.Offset(p.out) + d * p.out.strides[3],
-                   shared.acc[d] * factor * state.Normalizer());
+      StoreElement(p.out, r.Offset(p.out) + d * p.out.strides[3], shared.acc[d] * normalizer);
     }
     if (thread == 0 && p.lse.present()) p.lse.As<float>()[r.Offset(p.lse)] = state.LogSumExp();
     SyncThreads();

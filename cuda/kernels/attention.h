@@ -4,6 +4,7 @@
 #include "core/ops/mask_rule.h"
 #include "cuda/kernel_function.h"
 #include "cuda/kernels/device_list_view.h"
+#include "cuda/kernels/divisor.h"
 #include "cuda/kernels/tensor.h"
 
 namespace tandem::cuda {
@@ -14,16 +15,18 @@ struct AttentionParams {
   DeviceTensor q, k, v, k_new, v_new, out, lse;
   DeviceTensor alibi_slopes, bias, mask, sinks, k_scale,
       v_scale;  // bias, mask: broadcast = stride 0
-  float scale, softcap;
+  float scale, softcap, inverse_softcap;
   MaskRule rule;      // of a sequence without lengths of its own; kv_len counts new keys
   int64_t sequences;  // B
   int64_t cache_len;  // of a sequence without a length of its own
   int64_t new_len;
-  int64_t group;  // query heads per key/value head
-  bool packed;    // q_offsets is given
+  Divisor rows, heads;  // extents of q
+  Divisor group;        // query heads per key/value head
+  bool packed;          // q_offsets is given
   DeviceList q_lens, q_offsets, kv_lens, kv_starts;
   DeviceTable page_table;
-  int64_t page_size;  // 0: not paged
+  bool paged;
+  Divisor page_size;
 };
 
 // One block per row of q, in a loop over rows. Shared memory: AttentionShared.

@@ -36,6 +36,13 @@ absl::Status Run(const KernelContext& context, const KvAppendArgs& args) {
   params.capacity = args.capacity();
   TANDEM_ASSIGN_OR_RETURN(params.cache_lens, StageList(context, args.cache_lens));
   TANDEM_ASSIGN_OR_RETURN(params.page_table, StageTable(context, args.page_table));
+  params.heads = Divisor(args.k.dim(1));
+  params.tokens = Divisor(args.k.dim(2));
+  if (args.q.present()) {
+    params.q_heads = Divisor(args.q.dim(1));
+    params.queries = Divisor(args.q.dim(2));
+  }
+  params.page_size = Divisor(args.k_cache.dim(2));
   params.rotation = ToRotationParams(args.rope);
   const int64_t rows = 2 * args.k.dim(0) * args.k.dim(1) * args.k.dim(2) +
                        (args.q.present() ? args.q.dim(0) * args.q.dim(1) * args.q.dim(2) : 0);

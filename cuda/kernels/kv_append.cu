@@ -21,18 +21,20 @@ struct RowIndex {
   }
 };
 
-__device__ RowIndex IndexOf(const DeviceTensor& x, int64_t row) {
-  return {row / x.dims[2] / x.dims[1], row / x.dims[2] % x.dims[1], row % x.dims[2]};
+__device__ RowIndex IndexOf(const Divisor& heads, const Divisor& tokens, int64_t row) {
+  const Divisor::Result token = tokens.Divide(row), head = heads.Divide(token.quotient);
+  return {head.quotient, head.remainder, token.remainder};
 }
 
 // Calls emit(d, value) for every element of a row, rotated if there is a rotation; each thread its
 // share.
-template <typename Emit>
+template <bool kRotate, typename Emit>
 __device__ void ForEachValue(const DeviceTensor& x, int64_t offset, const RotationParams& rotation,
                              int64_t sequence, int64_t token, Emit emit) {
-  const int64_t pairs = rotation.positions != nullptr ? rotation.pairs : 0;
+  const int64_t pairs = kRotate && rotation.positions != nullptr ? rotation.pairs : 0;
+#pragma unroll 1
   for (int64_t i = threadIdx.x; i < x.dims[3] - pairs; i += kKvAppendThreads) {
-    if (i >= pairs) {
+    if (!kRotate || i >= pairs) {
       const int64_t d = i + pairs;
       emit(d, LoadElement(x, offset + d * x.strides[3]));
       continue;
@@ -46,24 +48,25 @@ __device__ void ForEachValue(const DeviceTensor& x, int64_t offset, const Rotati
   }
 }
 
+template <bool kRotate>
 __device__ void AppendRow(const KvAppendParams& p, const DeviceTensor& x, const DeviceTensor& cache,
-                          const DeviceTensor& scales, const RotationParams& rotation, int64_t row,
-                          float* scratch) {
-  const RowIndex index = IndexOf(x, row);
+                          const DeviceTensor& scales, int64_t row, float* scratch) {
+  const RowIndex index = IndexOf(p.heads, p.tokens, row);
   const int64_t at = p.cache_lens.At(index.batch, 0, p.capacity, p.position) + index.token;
   RowIndex place = {index.batch, index.head, at};
   bool inside = at < p.capacity;
   if (inside && p.page_table.data != nullptr) {
-    place.batch = p.page_table.At(index.batch, at / cache.dims[2]);
-    place.token = at % cache.dims[2];
+    const Divisor::Result page = p.page_size.Divide(at);
+    place.batch = p.page_table.At(index.batch, page.quotient);
+    place.token = page.remainder;
     inside = place.batch >= 0 && place.batch < cache.dims[0];
   }
   if (!inside) return;  // the same for all threads
   const int64_t from = index.In(x), to = place.In(cache);
   // What is rotated is rounded to the type of x, as if it had been rotated in place.
   const auto for_each = [&](auto emit) {
-    ForEachValue(x, from, rotation, index.batch, index.token,
-                 [&](int64_t d, float value) { emit(d, RoundTo(x.dtype, value)); });
+    ForEachValue<kRotate>(x, from, p.rotation, index.batch, index.token,
+                          [&](int64_t d, float value) { emit(d, RoundTo(x.dtype, value)); });
   };
   if (cache.dtype != DType::kI8) {
     for_each(
@@ -89,19 +92,20 @@ __global__ void __launch_bounds__(kKvAppendThreads) KvAppendKernel(const KvAppen
   auto* scratch = shared.Take<float>(kWarpSize);
   const int64_t rows = p.k.dims[0] * p.k.dims[1] * p.k.dims[2];
   const int64_t queries = p.q.present() ? p.q.dims[0] * p.q.dims[1] * p.q.dims[2] : 0;
+#pragma unroll 1
   for (int64_t i = blockIdx.x; i < 2 * rows + queries; i += gridDim.x) {
     if (i < rows) {
-      AppendRow(p, p.k, p.k_cache, p.k_scale, p.rotation, i, scratch);
+      AppendRow<true>(p, p.k, p.k_cache, p.k_scale, i, scratch);
     } else if (i < 2 * rows) {
-      AppendRow(p, p.v, p.v_cache, p.v_scale, RotationParams(), i - rows, scratch);
+      AppendRow<false>(p, p.v, p.v_cache, p.v_scale, i - rows, scratch);
     } else {
-      const RowIndex index = IndexOf(p.q, i - 2 * rows);
+      const RowIndex index = IndexOf(p.q_heads, p.queries, i - 2 * rows);
       const int64_t skipped = p.k.dims[2] - p.q.dims[2];
       const int64_t to = index.In(p.q_out);
-      ForEachValue(p.q, index.In(p.q), p.rotation, index.batch, skipped + index.token,
-                   [&](int64_t d, float value) {
-                     StoreElement(p.q_out, to + d * p.q_out.strides[3], value);
-                   });
+      ForEachValue<true>(p.q, index.In(p.q), p.rotation, index.batch, skipped + index.token,
+                         [&](int64_t d, float value) {
+                           StoreElement(p.q_out, to + d * p.q_out.strides[3], value);
+                         });
     }
   }
 }

@@ -3,6 +3,7 @@
 
 #include "cuda/kernel_function.h"
 #include "cuda/kernels/device_list_view.h"
+#include "cuda/kernels/divisor.h"
 #include "cuda/kernels/lookup.h"
 #include "cuda/kernels/tensor.h"
 
@@ -16,6 +17,8 @@ struct KvAppendParams {
   int64_t capacity;  // rows per sequence
   DeviceList cache_lens;
   DeviceTable page_table;
+  Divisor heads, tokens, q_heads, queries;  // extents of k and of q
+  Divisor page_size;
   RotationParams rotation;  // of k and q
 };
 

@@ -46,11 +46,11 @@ __global__ void __launch_bounds__(kRowThreads) RmsNormKernel(const RmsNormParams
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const int64_t x = RowOffset(p.x, row), out = RowOffset(p.out, row);
     const int64_t from = RowOffset(in, row);
+    const int64_t residual = add ? RowOffset(p.residual, row) : 0;
     float squares = 0.0f;
     for (int64_t n = threadIdx.x; n < p.columns; n += kRowThreads) {
       float value = LoadElement(p.x, x + n * p.x.strides[3]);
       if (add) {
-        const int64_t residual = RowOffset(p.residual, row);
         value = RoundTo(p.sum.dtype,
                         value + LoadElement(p.residual, residual + n * p.residual.strides[3]));
         StoreElement(p.sum, from + n * p.sum.strides[3], value);

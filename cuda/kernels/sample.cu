@@ -46,12 +46,14 @@ __device__ void SortRow(const SampleScratch& s, int64_t count, uint32_t* sums) {
     for (int digit = 0; digit < kSampleDigits; ++digit) {
       s.positions[digit * kSampleThreads + thread] = 0;
     }
+#pragma unroll 1
     for (int64_t i = begin; i < end; ++i) {
       ++s.positions[(keys[i] >> shift & 255u) * kSampleThreads + threadIdx.x];
     }
     SyncThreads();
     // Thread d adds up digit d, one thread adds up the digits, thread d writes the running sums.
     uint32_t total = 0;
+#pragma unroll 1
     for (int i = 0; i < kSampleThreads; ++i) total += s.positions[thread * kSampleThreads + i];
     sums[thread] = total;
     SyncThreads();
@@ -65,6 +67,7 @@ __device__ void SortRow(const SampleScratch& s, int64_t count, uint32_t* sums) {
     }
     SyncThreads();
     uint32_t running = sums[thread];
+#pragma unroll 1
     for (int i = 0; i < kSampleThreads; ++i) {
       uint32_t& position = s.positions[thread * kSampleThreads + i];
       const uint32_t here = position;
@@ -72,6 +75,7 @@ __device__ void SortRow(const SampleScratch& s, int64_t count, uint32_t* sums) {
       running += here;
     }
     SyncThreads();
+#pragma unroll 1
     for (int64_t i = begin; i < end; ++i) {
       const uint32_t at = s.positions[(keys[i] >> shift & 255u) * kSampleThreads + threadIdx.x]++;
       sorted_keys[at] = keys[i];
@@ -100,11 +104,13 @@ __device__ int32_t Draw(const SampleParams& p, const SampleScratch& s, int64_t c
   if (p.top_p < 1.0f) {
     kept_sum = 0.0;
     kept = 0;
+#pragma unroll 1
     while (kept < count && (kept == 0 || kept_sum < static_cast<double>(p.top_p) * total)) {
       kept_sum += weight(kept++);
     }
   }
   double running = 0.0;
+#pragma unroll 1
   for (int64_t i = 0; i < kept; ++i) {
     running += weight(i);
     if (running > uniform * kept_sum) return s.tokens[0][i];
@@ -124,8 +130,10 @@ __global__ void __launch_bounds__(kSampleThreads) SampleKernel(const SampleParam
     s.tokens[i] += block * p.columns;
   }
   s.positions += block * kSampleDigits * kSampleThreads;
+#pragma unroll 1
   for (int64_t row = block; row < p.rows; row += gridDim.x) {
     int64_t drawable = 0;
+#pragma unroll 1
     for (int64_t n = threadIdx.x; n < p.columns; n += kSampleThreads) {
       const uint32_t key =
           SortKey(LoadElement(p.logits, row * p.logits.strides[0] + n * p.logits.strides[1]));
@@ -141,6 +149,7 @@ __global__ void __launch_bounds__(kSampleThreads) SampleKernel(const SampleParam
     double total = 0.0;
     if (!greedy && count > 0) {
       const float largest = LogitOf(s.keys[0][0]);
+#pragma unroll 1
       for (int64_t n = threadIdx.x; n < count; n += kSampleThreads) {
         total += Weight(LogitOf(s.keys[0][n]), largest, p.temperature);
       }
