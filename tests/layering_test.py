@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks every #include "..." and <...> against the project's layering rules (docs/architecture.md).
+"""Checks every #include "..." and <...> against the project's layering rules (docs/architecture.md), and
+that CUDA kernels reach the device through its wrappers only (docs/cuda.md).
 
   layering_test.py [ROOT]     check the tree, after checking the checker on planted violations
 
@@ -73,6 +74,21 @@ def check_line(path, kind, include):
             yield f"core/ depends on the standard library and Abseil only, not {include}"
 
 
+# What stands only in the wrappers, because the emulator must see it: in kernels it would bypass it.
+CUDA_WORDS = re.compile(r"<<<|\basm\b|__shared__|__sync\w+|__shfl\w*|__ballot\w*|__any_sync|__all_sync"
+                        r"|\batomic[A-Z]\w*|__thread(fence)\w*|__ldg\b")
+WRAPPERS = "cuda/device"
+
+
+def check_cuda_line(path, line):
+    """Yields what a CUDA source uses that only cuda/device/ may."""
+    if path.parts[0] != "cuda" or path.parts[:2] in (("cuda", "device"), ("cuda", "emulator")):
+        return
+    match = CUDA_WORDS.search(line.split("//")[0])
+    if match:
+        yield f"'{match[0]}' outside {WRAPPERS}/"
+
+
 def check_tree(root):
     violations, files = [], 0
     for folder in sorted(FOLDERS):
@@ -82,6 +98,8 @@ def check_tree(root):
             files += 1
             relative = source.relative_to(root)
             for number, line in enumerate(source.read_text(errors="replace").splitlines(), 1):
+                for problem in check_cuda_line(relative, line):
+                    violations.append(f"{relative}:{number}: {problem}")
                 match = INCLUDE.match(line)
                 if match:
                     for problem in check_line(relative, *match.groups()):
@@ -115,6 +133,13 @@ PLANTED = [
     ("tests/b_test.cc", "#include <dnnl.hpp>", 1),
     ("bench/a_bench.cc", "#include <oneapi/dnnl/dnnl.hpp>", 0),
     ("tools/a.cc", '#include "model/decoder.h"', 0),
+    ("cuda/kernels/a.cu", "  __syncthreads();", 1),
+    ("cuda/kernels/b.cu", "  Kernel<<<1, 32>>>(p);", 1),
+    ("cuda/kernels/c.cu", "  asm volatile(\"nop;\");", 1),
+    ("cuda/kernels/d.cu", "  extern __shared__ float tile[];", 1),
+    ("cuda/kernels/e.cu", "  x = __shfl_xor_sync(~0u, x, 1);", 1),
+    ("cuda/kernels/f.cu", "  SyncThreads();  // not __syncthreads", 0),
+    ("cuda/device/a.h", "  __syncthreads();", 0),
 ]
 
 
@@ -134,7 +159,7 @@ def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent)
     check_the_checker()
     violations, files = check_tree(root)
-    print(f"layering: {files} files, {len(PLANTED)} planted includes judged rightly, "
+    print(f"layering: {files} files, {len(PLANTED)} planted lines judged rightly, "
           f"{len(violations)} violations")
     print("\n".join(violations))
     return 1 if violations or files == 0 else 0
