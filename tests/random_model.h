@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,8 @@ struct RandomModel {
   uint64_t hidden = 256, feed_forward = 512, layers = 2, heads = 4, kv_heads = 2, vocabulary = 320;
   int64_t context = 4096;
   uint64_t seed = 1;
+  // If set: the numbers of each matrix, which then is F32.
+  std::function<std::vector<float>(const std::string& name)> matrix_values;
 
   // F16 matrices of N(0, 1 / columns), so that activations stay near unit size; norms of ones.
   std::vector<std::byte> Bytes() const {
@@ -33,6 +36,10 @@ struct RandomModel {
     file.Number<float>("llama.attention.layer_norm_rms_epsilon", 1e-5f);
     cases::Rng rng(seed);
     const auto matrix = [&](const std::string& name, uint64_t columns, uint64_t rows) {
+      if (matrix_values) {
+        file.TensorF32(name, {columns, rows}, matrix_values(name));
+        return;
+      }
       const double scale = 1.0 / std::sqrt(static_cast<double>(columns));
       std::vector<uint16_t> bits(columns * rows);
       for (uint16_t& b : bits) b = ToF16(static_cast<float>(scale * rng.Normal())).bits;
