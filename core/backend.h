@@ -27,9 +27,15 @@ class Backend {
   virtual Allocator& allocator() = 0;
   virtual absl::StatusOr<MemoryInfo> memory() const = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> CreateStream() = 0;
+  // Page-locked host memory, which copies to and from this device read and write while the host
+  // goes on. nullptr: any host memory will do.
+  virtual Allocator* pinned_allocator() { return nullptr; }
   // Copies `bytes` between this device and the host, or within either, in the stream's order.
   virtual absl::Status Copy(Stream& stream, void* destination, const void* source,
                             int64_t bytes) = 0;
+  // Marks what the host puts on streams in between, for profilers (NVTX). `name`: a string literal.
+  virtual void BeginRange(const char* /*name*/) {}
+  virtual void EndRange() {}
 };
 
 }  // namespace tandem

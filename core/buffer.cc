@@ -16,7 +16,7 @@ class HostAllocator final : public Allocator {
   int64_t bytes_in_use() const override { return in_use_.load(std::memory_order_relaxed); }
 
  protected:
-  void* AllocateBytes(int64_t bytes) override {
+  absl::StatusOr<void*> AllocateBytes(int64_t bytes) override {
     const bool huge = bytes >= kHugePageThreshold;
     const int64_t alignment = huge ? int64_t{2} << 20 : kBufferAlignment;
     if (bytes > INT64_MAX - alignment) return nullptr;
@@ -58,7 +58,7 @@ Device Buffer::device() const { return allocator_->device(); }
 absl::StatusOr<std::shared_ptr<Buffer>> Allocator::Allocate(int64_t bytes) {
   if (bytes < 0) return InvalidArgument("bytes: expected >= 0, got ", bytes);
   if (bytes == 0) return std::make_shared<Buffer>(this, nullptr, 0);
-  void* data = AllocateBytes(bytes);
+  TANDEM_ASSIGN_OR_RETURN(void* data, AllocateBytes(bytes));
   if (data == nullptr) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot allocate ", bytes, " bytes on ", Name(device())));

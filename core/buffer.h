@@ -50,8 +50,8 @@ class Allocator {
 
  protected:
   friend class Buffer;
-  // Returns nullptr when out of memory. bytes > 0.
-  virtual void* AllocateBytes(int64_t bytes) = 0;
+  // nullptr when out of memory; an error where there is more to say. bytes > 0.
+  virtual absl::StatusOr<void*> AllocateBytes(int64_t bytes) = 0;
   virtual void Free(void* data, int64_t bytes) = 0;
 };
 

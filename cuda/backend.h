@@ -11,6 +11,8 @@
 
 namespace tandem::cuda {
 
+class Runtime;
+
 struct CudaOptions {
   // CUDA ordinal, or kEmulatedDevice.
   int device = 0;
@@ -22,7 +24,11 @@ struct CudaOptions {
 };
 
 // The backend owns its runtime. InvalidArgument: no such device, a bad schedule.
-// FailedPrecondition: this build or machine has no CUDA.
+// FailedPrecondition: this build or machine has no CUDA, or the device is older than compute
+// capability 8.0.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options);
+// The same on a given runtime.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::unique_ptr<Runtime> runtime,
+                                                         const CudaOptions& options);
 
 }  // namespace tandem::cuda

@@ -3,26 +3,37 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "core/status.h"
+#include "cuda/caching_allocator.h"
 
 namespace tandem::cuda {
 namespace {
 
 class CudaEvent : public Event {
  public:
-  CudaEvent(Runtime& runtime, EventHandle handle) : runtime_(runtime), handle_(handle) {}
-  ~CudaEvent() override { runtime_.DestroyEvent(handle_).IgnoreError(); }
+  CudaEvent(Runtime& runtime, UniqueEvent event) : runtime_(runtime), event_(std::move(event)) {}
 
-  absl::Status Synchronize() override { return runtime_.Synchronize(handle_); }
+  absl::Status Synchronize() override { return runtime_.Synchronize(event_.get()); }
   absl::StatusOr<double> SecondsSince(const Event& start) const override {
-    return runtime_.Seconds(static_cast<const CudaEvent&>(start).handle_, handle_);
+    TANDEM_ASSIGN_OR_RETURN(const EventHandle begin, HandleOf("start", start, runtime_));
+    return runtime_.Seconds(begin, event_.get());
   }
-  EventHandle handle() const { return handle_; }
+
+  // InvalidArgument: an event of another device.
+  static absl::StatusOr<EventHandle> HandleOf(const char* name, const Event& event,
+                                              const Runtime& runtime) {
+    const auto* own = dynamic_cast<const CudaEvent*>(&event);
+    if (own == nullptr || &own->runtime_ != &runtime) {
+      return InvalidArgument(name, ": expected an event of this CUDA device");
+    }
+    return own->event_.get();
+  }
 
  private:
   Runtime& runtime_;
-  EventHandle handle_;
+  UniqueEvent event_;
 };
 
 // Limits that every CUDA device of compute capability 3.0 or more has.
@@ -35,19 +46,23 @@ std::string ToString(const Dim3& d) { return absl::StrCat("[", d.x, ", ", d.y, "
 
 }  // namespace
 
-CudaStream::~CudaStream() { runtime_.DestroyStream(handle_).IgnoreError(); }
+CudaStream::~CudaStream() {
+  // What its work uses may be handed out again once the allocator does not know the stream.
+  runtime_.Synchronize(handle()).IgnoreError();
+  if (allocator_ != nullptr) allocator_->RemoveStream(handle());
+}
 
-absl::Status CudaStream::Synchronize() { return runtime_.Synchronize(handle_); }
+absl::Status CudaStream::Synchronize() { return runtime_.Synchronize(handle()); }
 
 absl::StatusOr<std::unique_ptr<Event>> CudaStream::Record() {
-  TANDEM_ASSIGN_OR_RETURN(const EventHandle handle, runtime_.CreateEvent(device_.index));
-  auto event = std::make_unique<CudaEvent>(runtime_, handle);
-  TANDEM_RETURN_IF_ERROR(runtime_.Record(handle, handle_));
-  return event;
+  TANDEM_ASSIGN_OR_RETURN(UniqueEvent event, MakeEvent(runtime_, device_.index));
+  TANDEM_RETURN_IF_ERROR(runtime_.Record(event.get(), handle()));
+  return std::make_unique<CudaEvent>(runtime_, std::move(event));
 }
 
 absl::Status CudaStream::Wait(const Event& event) {
-  return runtime_.Wait(handle_, static_cast<const CudaEvent&>(event).handle());
+  TANDEM_ASSIGN_OR_RETURN(const EventHandle awaited, CudaEvent::HandleOf("event", event, runtime_));
+  return runtime_.Wait(handle(), awaited);
 }
 
 absl::Status CudaStream::LaunchBytes(const KernelFunction& function, const LaunchConfig& config,
@@ -74,7 +89,7 @@ absl::Status CudaStream::LaunchBytes(const KernelFunction& function, const Launc
                            info_.shared_memory_per_block_bytes, " bytes of shared memory, got ",
                            config.shared_bytes);
   }
-  return runtime_.Launch(handle_, function, config, params);
+  return runtime_.Launch(handle(), function, config, params);
 }
 
 }  // namespace tandem::cuda

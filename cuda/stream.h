@@ -4,15 +4,19 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "core/kernel.h"
 #include "core/stream.h"
 #include "cuda/device_probe.h"
 #include "cuda/kernel_function.h"
+#include "cuda/runtime/handles.h"
 #include "cuda/runtime/runtime.h"
 
 namespace tandem::cuda {
+
+class CachingAllocator;
 
 class CudaStream : public Stream {
  public:
@@ -21,8 +25,14 @@ class CudaStream : public Stream {
     return static_cast<CudaStream&>(*context.stream);
   }
 
-  CudaStream(Runtime& runtime, const DeviceInfo& info, Device device, StreamHandle handle)
-      : runtime_(runtime), info_(info), device_(device), handle_(handle) {}
+  // `allocator`: of the memory that the work uses, if it must know its streams; told already.
+  CudaStream(Runtime& runtime, const DeviceInfo& info, Device device, UniqueStream stream,
+             CachingAllocator* allocator = nullptr)
+      : runtime_(runtime),
+        info_(info),
+        device_(device),
+        stream_(std::move(stream)),
+        allocator_(allocator) {}
   ~CudaStream() override;
 
   Device device() const override { return device_; }
@@ -32,7 +42,7 @@ class CudaStream : public Stream {
 
   Runtime& runtime() const { return runtime_; }
   const DeviceInfo& info() const { return info_; }
-  StreamHandle handle() const { return handle_; }
+  StreamHandle handle() const { return stream_.get(); }
   bool emulated() const { return device_.index == kEmulatedDevice; }
 
   // Launches with one parameter struct. A grid without blocks launches nothing. Internal: an empty
@@ -51,7 +61,8 @@ class CudaStream : public Stream {
   Runtime& runtime_;
   const DeviceInfo& info_;
   Device device_;
-  StreamHandle handle_;
+  UniqueStream stream_;
+  CachingAllocator* allocator_;
 };
 
 inline bool IsEmulated(const CudaStream& stream) { return stream.emulated(); }

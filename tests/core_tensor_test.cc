@@ -189,7 +189,7 @@ class NoMemory final : public Allocator {
   int64_t bytes_in_use() const override { return 0; }
 
  protected:
-  void* AllocateBytes(int64_t) override { return nullptr; }
+  absl::StatusOr<void*> AllocateBytes(int64_t) override { return nullptr; }
   void Free(void*, int64_t) override {}
 };
 

@@ -1,12 +1,20 @@
 // The emulated device: the runtime's calls on host memory, kernels through cuda/emulator/.
 //
 // It exists for tests and for checking kernels where there is no GPU; its timings say nothing about
-// one. Every piece of work is done when it is put on a stream, so streams never have anything to
-// wait for.
+// one. What it does like a GPU, so that mistakes show:
+//   streams     a host thread each: work runs later, and at the same time as other streams'
+//   memory      a limit; addresses are checked: freed, beyond the end, of another device. Copies
+//               from and to host memory that is not pinned wait for the stream, as they may there
+//   faults      any call can be made to fail, once or for good (the device is lost)
+//   clock       virtual, for events: latency and bandwidth of a made-up device, with jitter
+//   stats       what is alive: a leak is a number
+// Unlike a GPU it survives the errors of kernels: the stream's next wait reports them, once, and
+// drops the work in between.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "cuda/emulator/launch.h"
 #include "cuda/runtime/runtime.h"
@@ -15,9 +23,52 @@ namespace tandem::cuda {
 
 struct EmulatedRuntimeOptions {
   int64_t memory_bytes = int64_t{4} << 30;  // of the device
-  emulator::EmulatorOptions emulator;
+  int compute_capability_major = 9;
+  int compute_capability_minor = 0;
+  int64_t shared_memory_per_block_bytes = 227 << 10;  // of an H100
+  // Of the virtual clock: seconds per launch, copy and fill; bytes per second of copies and fills.
+  double latency = 5e-6;
+  double bandwidth = 25e9;
+  double jitter = 0.1;
+  uint64_t seed = 1;  // of the jitter
+  emulator::EmulatorOptions emulator = {};
 };
 
-std::unique_ptr<Runtime> MakeEmulatedRuntime(const EmulatedRuntimeOptions& options = {});
+// A call that will fail.
+struct Fault {
+  enum class Kind : uint8_t {
+    kError,        // this call: Internal
+    kOutOfMemory,  // this call: ResourceExhausted
+    kDeviceLost,   // this call and all later ones: Unavailable
+  };
+  std::string call = {};  // "Allocate", "Launch", ...; empty: any
+  int64_t ordinal = 1;    // the how-manieth such call from now on
+  Kind kind = Kind::kError;
+};
+
+// What is alive.
+struct EmulatedStats {
+  int64_t allocations = 0;
+  int64_t allocated_bytes = 0;
+  int64_t pinned = 0;
+  int64_t streams = 0;
+  int64_t events = 0;
+  int64_t graphs = 0;
+  friend bool operator==(const EmulatedStats&, const EmulatedStats&) = default;
+};
+
+class EmulatedRuntime : public Runtime {
+ public:
+  // Replaces the fault that is set. A call that releases something does so, and then fails.
+  virtual void Inject(const Fault& fault) = 0;
+  // Has the fault happened? From then on calls work again, unless the device was lost.
+  virtual bool fault_happened() const = 0;
+  // Forgets the fault, and finds a lost device.
+  virtual void Heal() = 0;
+  virtual EmulatedStats stats() const = 0;
+  virtual int64_t calls() const = 0;
+};
+
+std::unique_ptr<EmulatedRuntime> MakeEmulatedRuntime(const EmulatedRuntimeOptions& options = {});
 
 }  // namespace tandem::cuda

@@ -6,8 +6,9 @@
 // Handles are opaque pointers, owned by whoever created them; the RAII forms are in
 // cuda/runtime/handles.h. Every call may fail: the Status carries the call's name and the error's
 // text. Out of memory is ResourceExhausted; a sticky error (the device is lost) is Unavailable,
-// from then on by every call. Nothing here is on a hot path but Launch, Copy, Fill and the event
-// calls.
+// from then on by every call. Errors of work that runs later are reported by a call that waits for
+// it. Nothing here is on a hot path but Launch, Copy, Fill and the event calls. Thread-safe, but
+// for one stream or event used by several threads at once.
 #pragma once
 
 #include <cstddef>
@@ -37,8 +38,8 @@ struct Dim3 {
 };
 
 struct LaunchConfig {
-  Dim3 grid;
-  Dim3 block;
+  Dim3 grid = {};
+  Dim3 block = {};
   int64_t shared_bytes = 0;  // dynamic shared memory; above 48 KiB opted in to
 };
 
@@ -57,6 +58,10 @@ class Runtime {
   // Page-locked host memory, which copies read and write asynchronously.
   virtual absl::StatusOr<void*> AllocatePinned(int64_t bytes) = 0;
   virtual absl::Status FreePinned(void* data) = 0;
+
+  // Tells memory checkers that only the first `used` bytes of an allocation of `bytes` are in use
+  // (0: it lies in a pool). No work may be under way on it.
+  virtual void SetUse(void* /*data*/, int64_t /*used*/, int64_t /*bytes*/) {}
 
   // Streams.
   virtual absl::StatusOr<StreamHandle> CreateStream(int device) = 0;
@@ -83,6 +88,7 @@ class Runtime {
   virtual absl::Status Record(EventHandle event, StreamHandle stream) = 0;
   virtual absl::Status Wait(StreamHandle stream, EventHandle event) = 0;
   virtual absl::Status Synchronize(EventHandle event) = 0;
+  virtual absl::StatusOr<bool> Finished(EventHandle event) = 0;
   // Between two recorded events that have finished. Of the emulated device: its virtual clock.
   virtual absl::StatusOr<double> Seconds(EventHandle start, EventHandle end) = 0;
 
@@ -91,6 +97,14 @@ class Runtime {
   virtual absl::StatusOr<GraphHandle> EndCapture(StreamHandle stream) = 0;
   virtual absl::Status LaunchGraph(GraphHandle graph, StreamHandle stream) = 0;
   virtual absl::Status DestroyGraph(GraphHandle graph) = 0;
+
+  // Named ranges of the calling thread for profilers (NVTX). `name`: a string literal.
+  virtual void PushRange(const char* /*name*/) {}
+  virtual void PopRange() {}
 };
+
+// The CUDA runtime. FailedPrecondition: this build has no CUDA toolkit, or the machine no usable
+// device.
+absl::StatusOr<std::unique_ptr<Runtime>> MakeCudaRuntime();
 
 }  // namespace tandem::cuda
