@@ -88,6 +88,9 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
   if (const auto value = Env("TRACE")) {
     TANDEM_ASSIGN_OR_RETURN(options.trace, ParseBool("TRACE", *value));
   }
+  if (const auto value = Env("CUDA")) {
+    TANDEM_ASSIGN_OR_RETURN(options.cuda, ParseBool("CUDA", *value));
+  }
   if (const auto value = Env("CUDA_EMULATED")) {
     TANDEM_ASSIGN_OR_RETURN(options.cuda_emulated, ParseBool("CUDA_EMULATED", *value));
   }
@@ -120,6 +123,7 @@ absl::Status ContextOptions::SetDevice(const std::string& name) {
     device = DeviceKind::kCpu;
   } else if (name == "cuda" || name == "cuda:emulated") {
     device = DeviceKind::kCuda;
+    cuda = true;
     cuda_emulated = cuda_emulated || name == "cuda:emulated";
   } else {
     return InvalidArgument("expected cpu, cuda or cuda:emulated, got '", name, "'");
@@ -146,22 +150,27 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
   TANDEM_ASSIGN_OR_RETURN(cpu.stream, cpu.backend->CreateStream());
   context->present_.push_back(DeviceKind::kCpu);
 
-  if (chosen.cuda_emulated) {
+  absl::Status no_cuda = absl::FailedPreconditionError("it was not asked for");
+  if (chosen.cuda_emulated || chosen.cuda || chosen.device == DeviceKind::kCuda) {
     cuda::CudaOptions cuda_options;
-    cuda_options.device = kEmulatedDevice;
+    cuda_options.device = chosen.cuda_emulated ? kEmulatedDevice : 0;
     cuda_options.memory_limit = chosen.cuda_memory_limit;
     cuda_options.emulated_schedule = chosen.cuda_schedule;
     ContextDevice& device = context->devices_[static_cast<size_t>(DeviceKind::kCuda)];
-    TANDEM_ASSIGN_OR_RETURN(device.backend, cuda::MakeCudaBackend(cuda_options));
-    TANDEM_ASSIGN_OR_RETURN(device.stream, device.backend->CreateStream());
-    context->present_.push_back(DeviceKind::kCuda);
+    absl::StatusOr<std::unique_ptr<Backend>> backend = cuda::MakeCudaBackend(cuda_options);
+    no_cuda = backend.status();
+    if (backend.ok()) {
+      device.backend = *std::move(backend);
+      TANDEM_ASSIGN_OR_RETURN(device.stream, device.backend->CreateStream());
+      context->present_.push_back(DeviceKind::kCuda);
+    } else if (chosen.cuda_emulated || !absl::IsFailedPrecondition(no_cuda)) {
+      return no_cuda;
+    }
   }
 
   if (chosen.device && context->device(*chosen.device) == nullptr) {
-    return InvalidArgument(
-        "device: ", std::string(Name(*chosen.device)), " was asked for, but it cannot be used: ",
-        cuda::ProbeDevices().devices.empty() ? cuda::ProbeDevices().message
-                                             : "GPUs are not supported yet, only cuda:emulated");
+    return InvalidArgument("device: ", std::string(Name(*chosen.device)),
+                           " was asked for, but it cannot be used: ", Message(no_cuda));
   }
   for (const auto& [op_name, kernel] : chosen.force_kernel) {
     const auto op = ParseOp(op_name);
@@ -193,6 +202,11 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
 ContextDevice* Context::device(DeviceKind kind) {
   ContextDevice& device = devices_[static_cast<size_t>(kind)];
   return device.backend ? &device : nullptr;
+}
+
+bool Context::has(Device device) const {
+  const ContextDevice& own = devices_[static_cast<size_t>(device.kind)];
+  return own.backend && own.backend->device() == device;
 }
 
 absl::Status Context::ReserveWorkspace(DeviceKind kind, int64_t bytes) {

@@ -28,7 +28,11 @@ struct ContextOptions {
   Policy policy;             // see scheduler.h                       TANDEM_POLICY_*
   std::optional<DeviceKind>
       device;  // force every op onto one device        TANDEM_DEVICE=cpu|cuda|cuda:emulated
-  // Adds the emulated CUDA device (docs/cuda.md), for tests of kernels: TANDEM_CUDA_EMULATED=1
+  // Uses a GPU if there is one: TANDEM_CUDA=1, or by naming the device. Not by itself so far: see
+  // docs/gpu_status.md for what has been verified on one.
+  bool cuda = false;
+  // Adds the emulated CUDA device, instead of a GPU (docs/cuda.md), for tests of kernels:
+  // TANDEM_CUDA_EMULATED=1
   bool cuda_emulated = false;
   // In which order it runs the threads of a block: fifo, lifo, reverse or random:SEED.
   std::string cuda_schedule = "fifo";  //                               TANDEM_CUDA_SCHEDULE
@@ -58,6 +62,7 @@ struct ContextDevice {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Stream> stream;
   std::shared_ptr<Buffer> scratch;  // workspace memory, grown on demand
+  std::shared_ptr<Buffer> landing;  // host memory that results are copied back to, likewise
 };
 
 class Context {
@@ -70,6 +75,8 @@ class Context {
   Trace& trace() { return trace_; }
   // nullptr if the device is not there.
   ContextDevice* device(DeviceKind kind);
+  // Is this very device among them?
+  bool has(Device device) const;
   Allocator& host_allocator() { return device(DeviceKind::kCpu)->backend->allocator(); }
   const std::vector<DeviceKind>& devices_present() const { return present_; }
 

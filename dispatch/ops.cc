@@ -169,15 +169,14 @@ absl::StatusOr<Tensor> MergeAttention(Context& context, MergeAttentionArgs args)
 
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,
                                                            const TensorView& weights) {
-  ContextDevice* device = context.device(weights.device.kind);
-  if (device == nullptr) {
+  if (!context.has(weights.device)) {
     return InvalidArgument("weights live on ", Name(weights.device),
                            ", which this context does not have");
   }
   if (weights.device.kind != DeviceKind::kCpu) {
     return Unimplemented("weights: no packed layout on ", Name(weights.device));
   }
-  return cpu::PackWeights(*device->backend, weights);
+  return cpu::PackWeights(*context.device(DeviceKind::kCpu)->backend, weights);
 }
 
 }  // namespace tandem

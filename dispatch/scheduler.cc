@@ -83,6 +83,9 @@ Decision Choose(const DecisionInputs& inputs, const Policy& policy) {
   const Threshold threshold = Compare(inputs.facts, policy);
   if (!threshold.exists) return {inputs.facts.operands.kind, Rule::kFollowsOperands};
   if (threshold.reached) return {DeviceKind::kCuda, Rule::kAboveThreshold};
+  if (inputs.facts.operands.kind == DeviceKind::kCuda) {
+    return {DeviceKind::kCuda, Rule::kFollowsOperands};
+  }
   return {DeviceKind::kCpu, Rule::kBelowThreshold};
 }
 
@@ -95,6 +98,9 @@ std::string Explain(const Decision& decision, const DecisionInputs& inputs, cons
       return "the CPU is the only device present";
     case Rule::kFollowsOperands:
       return absl::StrCat("runs where its operands live (", Name(inputs.facts.operands), ")");
+    case Rule::kNoKernel:
+      return absl::StrCat("runs where its operands live (", Name(inputs.facts.operands),
+                          "), for the other device has no kernel for it");
     case Rule::kAboveThreshold:
       return Comparison(inputs.facts, policy, true);
     case Rule::kBelowThreshold:

@@ -66,11 +66,13 @@ struct Decision {
   // Why, as a value: decisions are made per call and must not allocate. Explain() puts it into
   // words.
   enum class Rule : uint8_t {
-    kForced,          // the user chose the device
-    kOnlyCpu,         // no other device is present
-    kAboveThreshold,  // the policy's threshold is reached: GPU
-    kBelowThreshold,  // it is not: CPU
-    kFollowsOperands  // ops without a threshold run where their operands are
+    kForced,           // the user chose the device
+    kOnlyCpu,          // no other device is present
+    kAboveThreshold,   // the policy's threshold is reached: GPU
+    kBelowThreshold,   // it is not: CPU
+    kFollowsOperands,  // ops without a threshold run where their operands are; so do all whose
+                       // operands are on the GPU: fetching them costs more than it can save
+    kNoKernel  // the policy's device has no kernel for these arguments: where the operands are
   } rule = Rule::kOnlyCpu;
 };
 

@@ -23,6 +23,7 @@ nlohmann::json Arguments(const TraceRecord& record, const Policy& policy) {
                          {"elements", facts.elements},
                          {"bytes", facts.bytes}};
   if (facts.flops > 0.0) args["flops"] = facts.flops;
+  if (record.moved_bytes > 0) args["bytes_moved"] = record.moved_bytes;
   if (facts.op == OpKind::kMatMul) {
     args["m"] = facts.m;
     args["n"] = facts.n;
@@ -41,13 +42,6 @@ nlohmann::json Arguments(const TraceRecord& record, const Policy& policy) {
   return args;
 }
 
-// Which of the devices of that kind is known from where the operands were: "cuda:emulated".
-std::string DeviceName(const TraceRecord& record) {
-  const Device operands = record.facts.operands;
-  return operands.kind == record.decision.device ? Name(operands)
-                                                 : std::string(Name(record.decision.device));
-}
-
 }  // namespace
 
 std::vector<TraceSummary> Trace::Summarize(const Policy& policy) const {
@@ -58,7 +52,7 @@ std::vector<TraceSummary> Trace::Summarize(const Policy& policy) const {
         groups[{record.facts.op, record.decision.device, record.kernel, record.decision.rule}];
     if (group.calls == 0) {
       group.op = record.facts.op;
-      group.device = DeviceName(record);
+      group.device = Name(record.device);
       group.kernel = std::string(record.kernel);
       group.reason = Reason(record, policy);
     }
@@ -77,19 +71,18 @@ std::vector<TraceSummary> Trace::Summarize(const Policy& policy) const {
 
 void Trace::WriteChromeTrace(std::ostream& out, const Policy& policy) const {
   out << "{\"displayTimeUnit\": \"ns\", \"traceEvents\": [\n";
-  const auto name_of = [this](DeviceKind device) {
-    for (const TraceRecord& record : records_) {
-      if (record.decision.device == device) return DeviceName(record);
-    }
-    return std::string(Name(device));
-  };
-  for (DeviceKind device : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+  // The emulated device's row must not look like a GPU's.
+  Device cuda = {DeviceKind::kCuda, 0};
+  for (const TraceRecord& record : records_) {
+    if (record.device.kind == DeviceKind::kCuda) cuda = record.device;
+  }
+  for (const Device device : {Device{}, cuda}) {
     const nlohmann::json name = {{"name", "thread_name"},
                                  {"ph", "M"},
                                  {"pid", 1},
-                                 {"tid", static_cast<int>(device)},
-                                 {"args", {{"name", name_of(device)}}}};
-    out << name.dump() << (device == DeviceKind::kCpu ? ",\n" : "");
+                                 {"tid", static_cast<int>(device.kind)},
+                                 {"args", {{"name", Name(device)}}}};
+    out << name.dump() << (device.kind == DeviceKind::kCpu ? ",\n" : "");
   }
   for (const TraceRecord& record : records_) {
     const nlohmann::json event = {{"name", std::string(Name(record.facts.op))},

@@ -19,10 +19,12 @@ namespace tandem {
 struct TraceRecord {
   OpFacts facts;
   Decision decision;
+  Device device;  // that ran it
   bool cuda_present = false;
   std::string_view kernel;  // string literal
   int64_t start_ns = 0;     // since the trace began
   int64_t duration_ns = 0;
+  int64_t moved_bytes = 0;  // copied between devices for this call
 };
 
 // All calls of one op that ran the same kernel for the same reason.

@@ -44,8 +44,12 @@ int Print(Context& context, const Args& args, const Options& options) {
   const Decision decision = Choose(inputs, policy);
   const std::string reason = Explain(decision, inputs, policy);
 
+  const ContextDevice* where = context.device(decision.device);
+  const std::string device_name =
+      where == nullptr ? std::string(Name(decision.device)) : Name(where->backend->device());
+
   nlohmann::json json = {{"op", options.op},
-                         {"device", std::string(Name(decision.device))},
+                         {"device", device_name},
                          {"reason", reason},
                          {"bytes", inputs.facts.bytes},
                          {"flops", inputs.facts.flops},
@@ -53,39 +57,50 @@ int Print(Context& context, const Args& args, const Options& options) {
                          {"kernels", nlohmann::json::array()}};
   Table table({"device", "kernel", "verdict"});
   bool chosen = false;
-  KernelContext kernel_context;
-  kernel_context.stream = context.device(DeviceKind::kCpu)->stream.get();
   const std::string& forced = context.forced_kernel(Args::kOp);
-  const KernelPreference* preference =
-      forced.empty() ? context.kernel_preferences().Find(inputs.facts, DeviceKind::kCpu) : nullptr;
-  const auto selected =
-      Select(kernel_context, DeviceKind::kCpu, args, forced,
-             preference == nullptr ? std::span<const uint8_t>() : preference->order);
-  for (const Kernel<Args>& kernel : KernelsOf<Args>(DeviceKind::kCpu)) {
-    const absl::Status can = kernel.supports(kernel_context, args);
-    std::string verdict = can.ok() ? "can" : Message(can);
-    if (!forced.empty() && kernel.name != forced) {
-      verdict = "passed over: another kernel is forced";
-    } else if (selected.ok() && *selected == &kernel && decision.device == DeviceKind::kCpu) {
-      chosen = true;
-      verdict = "chosen: forced";
-      if (forced.empty()) {
-        const std::string why = ExplainKernel(preference, kernel.name);
-        verdict = "chosen: " + (why == "list order" ? "first that can, in list order" : why);
-      }
-      json["kernel"] = std::string(kernel.name);
+  for (const DeviceKind kind : context.devices_present()) {
+    ContextDevice& device = *context.device(kind);
+    const std::string own_name = Name(device.backend->device());
+    KernelContext kernel_context;
+    kernel_context.stream = device.stream.get();
+    // As they would be there.
+    OwnedArgs<Args> owned(args);
+    Transfer transfer;
+    if (kind != inputs.facts.operands.kind) {
+      owned.ForEach([&](TensorView& view, Access access) {
+        transfer.Add(view, access, device.backend->device());
+      });
     }
-    table.Row({"cpu", std::string(kernel.name), verdict});
-    json["kernels"].push_back(
-        {{"device", "cpu"}, {"kernel", std::string(kernel.name)}, {"verdict", verdict}});
+    const KernelPreference* preference =
+        forced.empty() ? context.kernel_preferences().Find(inputs.facts, kind) : nullptr;
+    const auto selected =
+        Select(kernel_context, kind, owned.args, forced,
+               preference == nullptr ? std::span<const uint8_t>() : preference->order);
+    for (const Kernel<Args>& kernel : KernelsOf<Args>(kind)) {
+      const absl::Status can = kernel.supports(kernel_context, owned.args);
+      std::string verdict = can.ok() ? "can" : Message(can);
+      if (!forced.empty() && kernel.name != forced) {
+        verdict = "passed over: another kernel is forced";
+      } else if (selected.ok() && *selected == &kernel && decision.device == kind) {
+        chosen = true;
+        verdict = "chosen: forced";
+        if (forced.empty()) {
+          const std::string why = ExplainKernel(preference, kernel.name);
+          verdict = "chosen: " + (why == "list order" ? "first that can, in list order" : why);
+        }
+        json["kernel"] = std::string(kernel.name);
+      }
+      table.Row({own_name, std::string(kernel.name), verdict});
+      json["kernels"].push_back(
+          {{"device", own_name}, {"kernel", std::string(kernel.name)}, {"verdict", verdict}});
+    }
   }
   if (options.json) {
     std::cout << json.dump(2) << "\n";
   } else {
     const bool color = UseColor(1);
-    std::cout << options.op << " runs on "
-              << Styled(std::string(Name(decision.device)), Style::kBold, color) << ": " << reason
-              << "\n"
+    std::cout << options.op << " runs on " << Styled(device_name, Style::kBold, color) << ": "
+              << reason << "\n"
               << absl::StrFormat("%s to move, %.3g operations\n",
                                  HumanBytes(static_cast<double>(inputs.facts.bytes)),
                                  inputs.facts.flops)

@@ -41,6 +41,7 @@ class Checker {
         ContextOptions context_options;
         context_options.isa = isa;
         context_options.threads = options_.threads;
+        context_options.cuda = Contains(options_.devices, "cuda");
         context_options.cuda_emulated = Contains(options_.devices, "cuda:emulated");
         if (!schedule.empty()) context_options.cuda_schedule = schedule;
         TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<Context> context,
