@@ -19,6 +19,9 @@ constexpr int kMaxPieces = 64;
 constexpr uint8_t kGuardByte = 0xFA;
 constexpr uint8_t kUninitialised = 0xFF;  // NaN in every float type
 
+// Thrown through the frames of a kernel whose thread has been reported.
+struct ThreadStopped {};
+
 thread_local Block* current_block = nullptr;
 thread_local Thread* current_thread = nullptr;
 
@@ -94,7 +97,10 @@ Block::Block(Launch& launch, BlockPool& pool, int64_t index) : launch_(launch), 
 
 void Block::ThreadMain(void* block) {
   auto* self = static_cast<Block*>(block);
-  self->launch_.function->emulated(self->launch_.params);
+  try {
+    self->launch_.function->emulated(self->launch_.params);
+  } catch (const ThreadStopped&) {  // by Report
+  }
   Lane& lane = self->running();
   lane.state = State::kDone;
   ++self->done_;
@@ -339,8 +345,9 @@ void Block::Stop(const std::string& what) {
 
 void Block::Report(const std::string& what) {
   Stop(absl::StrCat("thread ", ToString(running().thread.thread_index), ": ", what));
-  // The scheduler never resumes it.
-  for (;;) running().fiber->Suspend(/*last=*/false);
+  // Leaves the kernel's frames by unwinding, so that what they hold is freed. Frames of this file
+  // and of kernels only: nothing of the public interface throws.
+  throw ThreadStopped();
 }
 
 }  // namespace tandem::cuda::emulator
