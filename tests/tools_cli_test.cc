@@ -38,6 +38,18 @@ TEST(Cli, DevicesMeasuresRatesAboveZero) {
   }
 }
 
+TEST(Cli, BenchDeviceSaysThatTheEmulatedClockIsVirtual) {
+  const CliResult result = RunCli(
+      {"bench-device", "--device", "cuda:emulated", "--bytes", "4096", "--repeats", "1", "--json"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object()) << result.out;
+  EXPECT_THAT(json["device"].get<std::string>(), ::testing::StartsWith("cuda:emulated"));
+  EXPECT_EQ(json["virtual_clock"], true);
+  EXPECT_GE(json["rows"].size(), 8u);
+  EXPECT_EQ(RunCli({"bench-device", "--device", "cpu"}).code, kExitUsage);
+}
+
 TEST(Cli, ExplainNamesDeviceKernelAndReason) {
   const CliResult cpu = RunCli({"explain", "--op", "attention", "--json"});
   ASSERT_EQ(cpu.code, kExitOk) << cpu.err;

@@ -63,6 +63,7 @@ int Main(int argc, const char* const* argv) {
   AddExplain(app, action);
   AddLogits(app, action);
   AddBenchModel(app, action);
+  AddBenchDevice(app, action);
   AddCalibrate(app, action);
   try {
     app.parse(argc, argv);

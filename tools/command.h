@@ -44,6 +44,7 @@ void AddDevices(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
 void AddLogits(CLI::App& app, Action& action);
 void AddBenchModel(CLI::App& app, Action& action);
+void AddBenchDevice(CLI::App& app, Action& action);
 void AddCheck(CLI::App& app, Action& action);
 void AddExplain(CLI::App& app, Action& action);
 void AddCalibrate(CLI::App& app, Action& action);

@@ -1,0 +1,213 @@
+// tandem bench-device: ops that memory bounds, on a CUDA device, each beside a copy within the
+// device's memory in the same run; and matrix products. The emulated device only rehearses it.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <functional>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "core/status.h"
+#include "dispatch/copy.h"
+#include "dispatch/ops.h"
+#include "tools/command.h"
+#include "tools/terminal.h"
+
+namespace tandem::tools {
+namespace {
+
+struct Options {
+  ComputeOptions compute;
+  int64_t bytes = int64_t{256} << 20;
+  int repeats = 11;
+  bool json = false;
+};
+
+struct Row {
+  std::string what;
+  double seconds = 0.0;  // median
+  double bytes = 0.0;    // read and written, each once
+  double flops = 0.0;
+};
+
+// Runs on one device; the stream's events take the times.
+class Bench {
+ public:
+  Bench(Context& context, const Options& options)
+      : context_(context), options_(options), device_(*context.device(DeviceKind::kCuda)) {}
+
+  absl::StatusOr<std::vector<Row>> Run() {
+    TANDEM_RETURN_IF_ERROR(MeasureCopy());
+    TANDEM_RETURN_IF_ERROR(MeasureElementOps());
+    TANDEM_RETURN_IF_ERROR(MeasureMasks());
+    TANDEM_RETURN_IF_ERROR(MeasureMatMul());
+    return std::move(rows_);
+  }
+
+ private:
+  // Zeros: none of these kernels looks at the values.
+  absl::StatusOr<Tensor> Make(DType dtype, const Shape& shape) {
+    TANDEM_ASSIGN_OR_RETURN(Tensor host, Tensor::Allocate(context_.host_allocator(), dtype, shape));
+    std::fill_n(host.As<char>(), host.buffer()->bytes(), '\0');
+    TANDEM_ASSIGN_OR_RETURN(Tensor tensor, CopyTo(context_, DeviceKind::kCuda, host));
+    TANDEM_RETURN_IF_ERROR(Synchronize(context_, DeviceKind::kCuda));
+    return tensor;
+  }
+
+  absl::Status Measure(const std::string& what, double bytes, double flops,
+                       const std::function<absl::Status()>& run) {
+    TANDEM_RETURN_IF_ERROR(run());  // warm
+    std::vector<double> seconds;
+    for (int i = 0; i < options_.repeats; ++i) {
+      TANDEM_ASSIGN_OR_RETURN(const auto start, device_.stream->Record());
+      TANDEM_RETURN_IF_ERROR(run());
+      TANDEM_ASSIGN_OR_RETURN(const auto end, device_.stream->Record());
+      TANDEM_RETURN_IF_ERROR(end->Synchronize());
+      TANDEM_ASSIGN_OR_RETURN(seconds.emplace_back(), end->SecondsSince(*start));
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + options_.repeats / 2, seconds.end());
+    rows_.push_back({what, seconds[static_cast<size_t>(options_.repeats / 2)], bytes, flops});
+    return absl::OkStatus();
+  }
+
+  absl::Status MeasureCopy() {
+    TANDEM_ASSIGN_OR_RETURN(const Tensor from, Make(DType::kI8, {options_.bytes}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor to, Make(DType::kI8, {options_.bytes}));
+    return Measure("device copy", 2.0 * static_cast<double>(options_.bytes), 0.0,
+                   [&] { return Copy(context_, from, to); });
+  }
+
+  // Tensors of `bytes` as f16 rows of 4096.
+  absl::Status MeasureElementOps() {
+    constexpr int64_t kColumns = 4096;
+    const int64_t rows = std::max<int64_t>(options_.bytes / 2 / kColumns, 1);
+    TANDEM_ASSIGN_OR_RETURN(const Tensor a, Make(DType::kF16, {rows, kColumns}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor b, Make(DType::kF16, {rows, kColumns}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor out, Make(DType::kF16, {rows, kColumns}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor weight, Make(DType::kF16, {kColumns}));
+    const double one = static_cast<double>(rows * kColumns * 2);
+    TANDEM_RETURN_IF_ERROR(Measure(
+        "add f16", 3 * one, 0.0, [&] { return AddInto(context_, {.a = a, .b = b, .out = out}); }));
+    TANDEM_RETURN_IF_ERROR(Measure("silu_mul f16", 3 * one, 0.0, [&] {
+      return SiluMulInto(context_, {.gate = a, .up = b, .out = out});
+    }));
+    TANDEM_RETURN_IF_ERROR(Measure("rms_norm f16", 2 * one, 0.0, [&] {
+      RmsNormArgs args;
+      args.x = a;
+      args.weight = weight;
+      args.out = out;
+      return RmsNormInto(context_, args);
+    }));
+    TANDEM_RETURN_IF_ERROR(Measure("softmax f16", 2 * one, 0.0,
+                                   [&] { return SoftmaxInto(context_, {.x = a, .out = out}); }));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor wide, Make(DType::kF32, {rows, kColumns}));
+    return Measure("cast f16 -> f32", 3 * one, 0.0,
+                   [&] { return CastInto(context_, {.x = a, .out = wide}); });
+  }
+
+  absl::Status MeasureMasks() {
+    for (const int64_t length : {1024, 4096, 8192}) {
+      TANDEM_ASSIGN_OR_RETURN(const Tensor out, Make(DType::kF16, {length, length}));
+      MaskArgs args;
+      args.rule.q_len = args.rule.kv_len = length;
+      args.out = out;
+      TANDEM_RETURN_IF_ERROR(Measure(absl::StrFormat("mask f16 %d x %d", length, length),
+                                     static_cast<double>(length * length * 2), 0.0,
+                                     [&] { return MaskInto(context_, args); }));
+      if (length * length * 4 > options_.bytes) break;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status MeasureMatMul() {
+    // A square product of about as many bytes, and the same weights with one row.
+    int64_t n = 64;
+    while (2 * n * n * 2 <= options_.bytes && n < 8192) n *= 2;
+    TANDEM_ASSIGN_OR_RETURN(const Tensor a, Make(DType::kF16, {n, n}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor b, Make(DType::kF16, {n, n}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor out, Make(DType::kF16, {n, n}));
+    for (const int64_t m : {int64_t{1}, n}) {
+      const double elements = static_cast<double>(n);
+      const double rows = static_cast<double>(m);
+      TANDEM_RETURN_IF_ERROR(Measure(absl::StrFormat("matmul f16 %d x %d x %d", m, n, n),
+                                     2 * (elements * elements + 2 * rows * elements),
+                                     2 * rows * elements * elements, [&] {
+                                       MatMulArgs args;
+                                       args.a = Slice(a.view(), 0, 0, m);
+                                       args.b = b;
+                                       args.out = Slice(out.view(), 0, 0, m);
+                                       return MatMulInto(context_, args);
+                                     }));
+    }
+    return absl::OkStatus();
+  }
+
+  Context& context_;
+  const Options& options_;
+  ContextDevice& device_;
+  std::vector<Row> rows_;
+};
+
+absl::Status Run(const Options& o) {
+  ComputeOptions compute = o.compute;
+  if (compute.device.empty()) compute.device = "cuda";
+  if (compute.device == "cpu") {
+    return InvalidArgument("--device: expected cuda or cuda:emulated, got cpu");
+  }
+  TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(compute));
+  TANDEM_ASSIGN_OR_RETURN(const auto context, Context::Create(context_options));
+  const Backend& backend = *context->device(DeviceKind::kCuda)->backend;
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<Row> rows, Bench(*context, o).Run());
+  const bool emulated = backend.device().index == kEmulatedDevice;
+  const double copy = rows[0].bytes / rows[0].seconds;
+  const std::string device = Name(backend.device()) + ", " + backend.description();
+  if (o.json) {
+    nlohmann::json json = {
+        {"device", device}, {"virtual_clock", emulated}, {"rows", nlohmann::json::array()}};
+    for (const Row& row : rows) {
+      json["rows"].push_back({{"what", row.what},
+                              {"seconds", row.seconds},
+                              {"bytes", row.bytes},
+                              {"flops", row.flops},
+                              {"of_device_copy", row.bytes / row.seconds / copy}});
+    }
+    std::cout << json.dump(2) << "\n";
+    return absl::OkStatus();
+  }
+  std::cout << device << "; medians of " << o.repeats << "\n";
+  if (emulated) std::cout << "The emulated device's clock is virtual: these are no measurements.\n";
+  Table table({"what", "us", "GB/s", "of device copy", "TFLOP/s"});
+  for (const Row& row : rows) {
+    table.Row({row.what, absl::StrFormat("%.1f", row.seconds * 1e6),
+               absl::StrFormat("%.1f", row.bytes / row.seconds * 1e-9),
+               absl::StrFormat("%.2f", row.bytes / row.seconds / copy),
+               row.flops > 0 ? absl::StrFormat("%.2f", row.flops / row.seconds * 1e-12) : "-"});
+  }
+  table.Print(std::cout, UseColor(1));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddBenchDevice(CLI::App& app, Action& action) {
+  auto o = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "bench-device", "Time ops on a CUDA device as fractions of a copy within its memory");
+  AddComputeOptions(*command, o->compute);
+  command->add_option("--bytes", o->bytes, "size of one operand")
+      ->check(CLI::Range(int64_t{4096}, int64_t{1} << 33))
+      ->capture_default_str();
+  command->add_option("--repeats", o->repeats, "timed runs of each")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_flag("--json", o->json, "machine-readable output");
+  command->callback([o, &action] {
+    action = [o] {
+      const absl::Status status = Run(*o);
+      return status.ok() ? kExitOk : Report(status);
+    };
+  });
+}
+
+}  // namespace tandem::tools

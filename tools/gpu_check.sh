@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Everything that a GPU is needed for, as one bundle that runs on a bare host with a driver.
+#
+#   tools/gpu_check.sh bundle [FILE]   builds (CUDA toolkit needed here, no GPU) and packs FILE
+#                                      (default build/tandem-gpu-check.tar.xz)
+#   tools/gpu_check.sh run [OUT]       in the unpacked bundle (or here, with a GPU): checks, then times;
+#                                      reports go to OUT (default ./gpu-check)
+#
+# run: every CUDA kernel over the shared cases against the f64 references; compute-sanitizer, if the host
+# has it, on the short grid; the demo model on the GPU; ops that memory bounds against a copy within the
+# device. TANDEM_GPU_CHECK_DEVICE=cuda:emulated rehearses it without a GPU; TANDEM_BINARY names another
+# program than build/tandem.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bundle() {
+  local file=${1:-build/tandem-gpu-check.tar.xz} library
+  cmake --preset default >/dev/null
+  grep -q TANDEM_CUDA_ARCHITECTURES build/CMakeCache.txt ||
+    { echo "gpu_check: this build has no CUDA toolkit" >&2; exit 2; }
+  cmake --build build --parallel --target tandem
+  stage=$(mktemp -d)
+  trap 'rm -rf "$stage"' EXIT
+  mkdir -p "$stage"/{build,lib,tools,models}
+  cp build/tandem "$stage/build/"
+  strip "$stage/build/tandem"
+  cp tools/gpu_check.sh "$stage/tools/"
+  cp models/demo.gguf "$stage/models/"
+  # All but what belongs to every system's C library.
+  ldd build/tandem | awk '$3 ~ /^\// {print $3}' |
+    grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux-x86-64)\.so' |
+    while read -r library; do cp -L "$library" "$stage/lib/"; done
+  tar -C "$stage" -cf - . | xz -T0 -6 >"$file"
+  echo "gpu_check: $file, $(du -h "$file" | cut -f 1)"
+}
+
+run() {
+  local out=${1:-gpu-check} device=${TANDEM_GPU_CHECK_DEVICE:-cuda} failed=0
+  mkdir -p "$out"
+  if [ -d lib ]; then export LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}; fi
+  local tandem=${TANDEM_BINARY:-$PWD/build/tandem} grid=()
+  [ "$device" = cuda ] || grid=(--short)
+
+  step() {  # NAME COMMAND...: output to OUT/NAME.txt
+    local name=$1
+    shift
+    if "$@" >"$out/$name.txt" 2>&1; then
+      echo "ok      $name"
+    else
+      echo "FAILED  $name (status $?): $out/$name.txt"
+      failed=$((failed + 1))
+    fi
+  }
+  if command -v nvidia-smi >/dev/null; then step nvidia_smi nvidia-smi; fi
+  step devices "$tandem" devices --no-measure --json
+  step check "$tandem" check --devices "$device" "${grid[@]}" --junit "$out/check.xml"
+  step model "$tandem" generate -m models/demo.gguf -p '23+45=' -n 4 --device "$device" --json
+  if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
+    local tool
+    for tool in memcheck racecheck initcheck synccheck; do
+      step "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        "$tandem" check --devices cuda --short
+    done
+  else
+    echo "skipped compute-sanitizer: not on this host"
+  fi
+  local size=()
+  [ "$device" = cuda ] || size=(--bytes 65536 --repeats 3)
+  step bench "$tandem" bench-device --device "$device" "${size[@]}"
+  step bench_json "$tandem" bench-device --device "$device" "${size[@]}" --json
+  cat "$out/bench.txt"
+  echo "gpu_check: $failed steps failed; reports in $out"
+  [ "$failed" = 0 ]
+}
+
+case "${1:-}" in
+  bundle) shift; bundle "$@" ;;
+  run) shift; run "$@" ;;
+  -h | --help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//' ;;
+  *) echo "usage: tools/gpu_check.sh bundle [FILE] | run [OUT]" >&2; exit 2 ;;
+esac
