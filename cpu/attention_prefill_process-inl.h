@@ -1,0 +1,253 @@
+// One tile of keys of prefill attention: scores, visibility, online softmax and the values they
+// weigh, for all rows of a task. Compiled once per target; the algorithm is described in
+// attention_prefill.cc.
+#if defined(TANDEM_CPU_ATTENTION_PREFILL_PROCESS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TANDEM_CPU_ATTENTION_PREFILL_PROCESS_INL_H_
+#undef TANDEM_CPU_ATTENTION_PREFILL_PROCESS_INL_H_
+#else
+#define TANDEM_CPU_ATTENTION_PREFILL_PROCESS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/ops/online_softmax.h"
+#include "cpu/attention_prefill_plan.h"
+#include "cpu/attention_prefill_rows-inl.h"
+#include "cpu/attention_prefill_tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::cpu::HWY_NAMESPACE {
+
+// S of rows [row, row + 6) for vectors covering keys [begin, end) of one panel.
+template <bool kPairs>
+HWY_INLINE void ScoreRows(const PrefillTask& task, const Panels& panels, int64_t row, int64_t panel,
+                          int64_t begin, int64_t end, float scale) {
+  const PrefillScratch& s = task.s;
+  const int64_t first = std::max<int64_t>(begin - panel * kPanel, 0) / kLanes;
+  const int64_t last = (std::min(end - panel * kPanel, kPanel) + kLanes - 1) / kLanes;
+  if (first >= last) return;
+  Product<kProductRows, kPairs>(s.q + row * task.plan.q_stride, task.plan.q_stride,
+                                panels.k + panel * kPanel * task.plan.k_depth, task.plan.k_depth,
+                                s.scores + row * kPrefillKeyTile + panel * kPanel, kPrefillKeyTile,
+                                nullptr, scale, first, last);
+}
+
+// O of kRows rows from `row` on, over keys [begin, end) of the tile. kPairs: whole pairs of keys;
+// the weight of a key too many is 0.
+template <int kRows, bool kPairs>
+HWY_INLINE void AccumulateRows(const PrefillTask& task, const Panels& panels, int64_t row,
+                               int64_t panel, int64_t begin, int64_t end, const float* factor) {
+  const PrefillScratch& s = task.s;
+  const int64_t columns = std::min(task.args.v_head_dim() - panel * kPanel, kPanel);
+  if constexpr (kPairs) {
+    begin = begin / 2;
+    end = (end + 1) / 2;
+  }
+  Product<kRows, kPairs>(s.scores + row * kPrefillKeyTile + begin, kPrefillKeyTile,
+                         panels.v + (panel * task.plan.v_depth + begin) * kPanel, end - begin,
+                         s.acc + row * task.plan.acc_stride + panel * kPanel, task.plan.acc_stride,
+                         factor, 1.0f, 0, (columns + kLanes - 1) / kLanes);
+}
+
+// One row over exactly keys [begin, end) of the tile, not their neighbours in pairs.
+HWY_INLINE void AccumulatePairsExactly(const PrefillTask& task, const Panels& panels, int64_t row,
+                                       int64_t panel, int64_t begin, int64_t end, float factor) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> du;
+  const int64_t columns = std::min(task.args.v_head_dim() - panel * kPanel, kPanel);
+  const uint16_t* weights =
+      reinterpret_cast<const uint16_t*>(task.s.scores + row * kPrefillKeyTile);
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    float* acc = task.s.acc + row * task.plan.acc_stride + panel * kPanel + i;
+    VF total = hn::Mul(hn::Load(d, acc), hn::Set(d, factor));
+    for (int64_t j = begin; j < end; ++j) {
+      const float* pairs = panels.v + (panel * task.plan.v_depth + j / 2) * kPanel + i;
+      const auto bits = hn::BitCast(du, hn::LoadU(d, pairs));
+      const auto value =
+          j % 2 == 0 ? hn::ShiftLeft<16>(bits) : hn::And(bits, hn::Set(du, 0xFFFF0000u));
+      uint16_t weight;
+      std::memcpy(&weight, weights + j, sizeof weight);
+      total = hn::MulAdd(hn::Set(d, ToFloat(BF16{weight})), hn::BitCast(d, value), total);
+    }
+    hn::Store(total, d, acc);
+  }
+}
+
+// begin, end: keys of the tile [keys.begin, keys.end) that each row sees, relative to it; bits:
+// which of them, given mask and bias.
+HWY_NOINLINE void FindVisible(const PrefillTask& task, KeyRange keys) {
+  const PrefillScratch& s = task.s;
+  const int64_t count = keys.end - keys.begin;
+  for (int64_t r = 0; r < task.rows; ++r) {
+    s.begin[r] =
+        static_cast<int32_t>(std::clamp<int64_t>(s.visible[r].begin - keys.begin, 0, count));
+    s.end[r] = static_cast<int32_t>(std::clamp<int64_t>(s.visible[r].end - keys.begin, 0, count));
+  }
+  if (!task.modifiers.has_bits()) return;
+  constexpr int64_t kAhead = 12;  // rows
+  for (int64_t r = 0; r < task.rows; ++r) {
+    if (r + kAhead < task.rows) {
+      task.modifiers.PrefetchBias(
+          task.Head(r + kAhead), task.sequence.q_begin + task.Query(r + kAhead), keys.begin, count);
+    }
+    uint32_t* bits = s.bits + r * kBitWords;
+    if (r > 0 && task.modifiers.same_bits_for_heads() && task.Query(r) == task.Query(r - 1)) {
+      std::copy(bits - kBitWords, bits, bits);
+      continue;
+    }
+    RangeBits(s.begin[r], s.end[r], bits);
+    task.modifiers.AndBits(task.Head(r), task.sequence.q_begin + task.Query(r), keys.begin, count,
+                           bits);
+  }
+}
+
+// block_begin, block_end: keys that any row of a block sees. Returns whether any block sees any.
+HWY_NOINLINE bool FindBlocks(const PrefillTask& task) {
+  const PrefillScratch& s = task.s;
+  bool any = false;
+  for (int64_t block = 0; block * kProductRows < task.rows; ++block) {
+    const int64_t first = block * kProductRows;
+    const int64_t last = std::min(first + kProductRows, task.rows);
+    int64_t begin = kPrefillKeyTile, end = 0;
+    if (task.modifiers.has_bits()) {
+      for (int64_t w = 0; w < kBitWords; ++w) {
+        uint32_t seen = 0;
+        for (int64_t r = first; r < last; ++r) seen |= s.bits[r * kBitWords + w];
+        if (seen == 0) continue;
+        begin = std::min<int64_t>(begin, 32 * w + std::countr_zero(seen));
+        end = 32 * w + 32 - std::countl_zero(seen);
+      }
+    } else {
+      for (int64_t r = first; r < last; ++r) {
+        if (s.begin[r] >= s.end[r]) continue;
+        begin = std::min<int64_t>(begin, s.begin[r]);
+        end = std::max<int64_t>(end, s.end[r]);
+      }
+    }
+    any = any || begin < end;
+    s.block_begin[block] = static_cast<int32_t>(std::min(begin, end));
+    s.block_end[block] = static_cast<int32_t>(end);
+  }
+  return any;
+}
+
+// factor = exp(max - next_max), and max = next_max, for all rows.
+HWY_NOINLINE void UpdateMax(const PrefillScratch& s, int64_t rows) {
+  const DF d;
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const VF next = hn::Load(d, s.next_max + r);
+    hn::Store(ExpDiffVec(hn::Load(d, s.max + r), next), d, s.factor + r);
+    hn::Store(next, d, s.max + r);
+  }
+}
+
+// O of a block whose rows do not all see the same keys, when V holds a NaN or an infinity.
+template <bool kPairs>
+HWY_NOINLINE void AccumulateExactly(const PrefillTask& task, const Panels& panels, int64_t block) {
+  const PrefillScratch& s = task.s;
+  const int64_t first = block * kProductRows;
+  float* acc = s.acc + first * task.plan.acc_stride;
+  if (!s.started[block]) std::fill_n(acc, kProductRows * task.plan.acc_stride, 0.0f);
+  for (int64_t r = first; r < std::min(first + kProductRows, task.rows); ++r) {
+    float factor = s.factor[r];
+    const auto accumulate = [&](int64_t begin, int64_t end) {
+      for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim(); ++panel) {
+        if constexpr (kPairs) {
+          AccumulatePairsExactly(task, panels, r, panel, begin, end, factor);
+        } else {
+          AccumulateRows<1, false>(task, panels, r, panel, begin, end, &factor);
+        }
+      }
+      factor = 1.0f;
+    };
+    if (task.modifiers.has_bits()) {
+      ForEachRun(s.bits + r * kBitWords, accumulate);
+    } else if (s.begin[r] < s.end[r]) {
+      accumulate(s.begin[r], s.end[r]);
+    }
+    if (factor != 1.0f) accumulate(0, 0);  // saw nothing here
+  }
+}
+
+// The rows of out that a block will write: they arrive while it multiplies.
+HWY_INLINE void PrefetchResults(const PrefillTask& task, int64_t block) {
+  DispatchFloat(task.args.out.dtype, [&]<typename T>() {
+    RowWalk<T> out(task, task.args.out, block * kProductRows);
+    for (int64_t r = block * kProductRows; r < std::min((block + 1) * kProductRows, task.rows);
+         ++r) {
+      Prefetch<true>(out.Next(), task.args.v_head_dim() * static_cast<int64_t>(sizeof(T)));
+    }
+  });
+}
+
+// All rows with one tile of keys. kFull: every row sees all of them, and they are whole vectors;
+// else FindVisible and FindBlocks were called. kModified: more is done to scores than scaling.
+template <bool kFull, bool kModified, bool kPairs>
+HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, KeyRange tile) {
+  const PrefillScratch& s = task.s;
+  const int64_t keys = tile.end - tile.begin;
+  const int64_t blocks = task.padded_rows / kProductRows;
+  const float scale = task.args.Scale();
+  const auto begin_of = [&](int64_t block) -> int64_t { return kFull ? 0 : s.block_begin[block]; };
+  const auto end_of = [&](int64_t block) -> int64_t { return kFull ? keys : s.block_end[block]; };
+  for (int64_t panel = 0; panel * kPanel < keys; ++panel) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      if (panel == 0 && !s.started[block]) PrefetchResults(task, block);
+      ScoreRows<kPairs>(task, panels, block * kProductRows, panel, begin_of(block), end_of(block),
+                        scale);
+    }
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = begin_of(block) / kLanes * kLanes;
+    const int64_t last = (end_of(block) + kLanes - 1) / kLanes * kLanes;
+    const int64_t end_row = std::min((block + 1) * kProductRows, task.rows);
+    for (int64_t r = block * kProductRows; r < end_row; ++r) {
+      float* scores = s.scores + r * kPrefillKeyTile;
+      if constexpr (kModified) {
+        const int64_t query = task.Query(r);
+        task.modifiers.Modify(scores, first, last, task.Head(r), task.sequence.q_begin + query,
+                              task.sequence.rule.Position(query), tile.begin, keys);
+      }
+      if constexpr (!kFull) {
+        if (kModified && task.modifiers.has_bits()) {
+          MaskRowByBits(scores, first, last, s.bits + r * kBitWords);
+        } else {
+          MaskRow(scores, first, s.begin[r], s.end[r], last);
+        }
+      }
+      s.next_max[r] = RowMax(scores + first, last - first, s.max[r]);
+    }
+  }
+  UpdateMax(s, task.rows);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = begin_of(block), end = end_of(block);
+    if (begin >= end) continue;  // max is as before
+    const int64_t first = begin / kLanes * kLanes;
+    const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
+    const int64_t end_row = std::min((block + 1) * kProductRows, task.rows);
+    for (int64_t r = block * kProductRows; r < end_row; ++r) {
+      RowExp<kPairs>(s.scores + r * kPrefillKeyTile, first, last, s.max[r], s.factor[r],
+                     s.sum + r * kLanes);
+    }
+  }
+  const bool exactly = !kFull && !panels.v_finite;
+  for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim() && !exactly; ++panel) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      if (begin_of(block) >= end_of(block)) continue;
+      AccumulateRows<kProductRows, kPairs>(
+          task, panels, block * kProductRows, panel, begin_of(block), end_of(block),
+          s.started[block] ? s.factor + block * kProductRows : nullptr);
+    }
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (begin_of(block) >= end_of(block)) continue;
+    if (exactly) AccumulateExactly<kPairs>(task, panels, block);
+    s.started[block] = true;
+  }
+}
+
+}  // namespace tandem::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
