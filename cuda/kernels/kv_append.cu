@@ -52,9 +52,11 @@ template <bool kRotate>
 __device__ void AppendRow(const KvAppendParams& p, const DeviceTensor& x, const DeviceTensor& cache,
                           const DeviceTensor& scales, int64_t row, float* scratch) {
   const RowIndex index = IndexOf(p.heads, p.tokens, row);
-  const int64_t at = p.cache_lens.At(index.batch, 0, p.capacity, p.position) + index.token;
+  // A length below 0 stays below: brought to 0, it would overwrite the first rows.
+  const int64_t length = p.cache_lens.At(index.batch, INT32_MIN, p.capacity, p.position);
+  const int64_t at = length + index.token;
   RowIndex place = {index.batch, index.head, at};
-  bool inside = at < p.capacity;
+  bool inside = at >= 0 && at < p.capacity;
   if (inside && p.page_table.data != nullptr) {
     const Divisor::Result page = p.page_size.Divide(at);
     place.batch = p.page_table.At(index.batch, page.quotient);
