@@ -50,8 +50,7 @@ __device__ Row RowOf(const AttentionParams& p, int64_t i) {
   r.query = r.row;
   r.rule = p.rule;
   if (p.packed) {
-    r.batch = 0;
-    r.rule.q_len = 0;
+    r.batch = -1;
     for (int64_t b = 0; b < p.sequences; ++b) {
       const int64_t begin = p.q_offsets.At(b, 0, rows, 0), end = p.q_offsets.At(b + 1, 0, rows, 0);
       if (r.row >= begin && r.row < end) {
@@ -61,6 +60,11 @@ __device__ Row RowOf(const AttentionParams& p, int64_t i) {
         break;
       }
     }
+  }
+  if (r.batch < 0) {  // of no sequence: offsets that do not cover the rows
+    r.rule.q_len = 0;
+    r.cache_len = 0;
+    return r;
   }
   r.rule.q_len = p.q_lens.At(r.batch, 0, rows, r.rule.q_len);
   r.cache_len = p.kv_lens.At(r.batch, 0, p.cache_len, p.cache_len);
