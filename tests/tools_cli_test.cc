@@ -89,6 +89,33 @@ TEST(Cli, CheckReportsAsTableJsonAndJunit) {
   EXPECT_THAT(table.out, HasSubstr("reference"));
 }
 
+TEST(Cli, CheckComparesDevicesAndTheDocumentKnowsEveryField) {
+  const CliResult result =
+      RunCli({"check", "--short", "--op", "cast", "--devices", "cpu,cuda:emulated", "--json"});
+  ASSERT_EQ(result.code, kExitOk) << result.err << result.out;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_GT(json["pairs_passed"].get<int>(), 0);
+  std::ifstream file(TANDEM_SOURCE_DIR "/docs/check_report.md");
+  std::stringstream text;
+  text << file.rdbuf();
+  for (const auto& object : {json, json["rows"][0], json["pairs"][0]}) {
+    for (const auto& [key, value] : object.items()) {
+      EXPECT_THAT(text.str(), HasSubstr("`" + key + "`"));
+    }
+  }
+  // What the device cannot do is a result, with its reason.
+  bool skipped = false;
+  for (const auto& pair : json["pairs"]) {
+    skipped = skipped || (pair["passed"] == 0 && pair["failed"] == 0 &&
+                          !pair["first_unsupported"].get<std::string>().empty());
+  }
+  EXPECT_TRUE(skipped);
+  const CliResult table =
+      RunCli({"check", "--short", "--op", "cast", "--devices", "cpu,cuda:emulated"});
+  EXPECT_THAT(table.out, HasSubstr("comparisons between devices passed, 0 failed"));
+}
+
 TEST(Cli, CheckRunsOneCaseByItsText) {
   const CliResult result = RunCli(
       {"check", "--kernel", "reference", "--case", "attention q_heads=4 kv_heads=2 kv_len=9"});

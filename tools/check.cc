@@ -1,5 +1,5 @@
-// tandem check: every kernel of every device against fp64 references over the shared cases. The
-// engine is tests/cases/check.h; this is its command line.
+// tandem check: every kernel of every device against fp64 references over the shared cases, and the
+// devices against each other. The engine is tests/cases/check.h; this is its command line.
 #include "tests/cases/check.h"
 
 #include <CLI/CLI.hpp>
@@ -61,7 +61,7 @@ int Run(const Options& options) {
   if (report->passed() == 0 && report->failed() == 0) {
     return Report(absl::FailedPreconditionError("nothing ran: every chosen kernel is unsupported"));
   }
-  return report->failed() == 0 ? kExitOk : kExitFailed;
+  return report->failed() + report->pairs_failed() == 0 ? kExitOk : kExitFailed;
 }
 
 }  // namespace
@@ -69,7 +69,9 @@ int Run(const Options& options) {
 void AddCheck(CLI::App& app, Action& action) {
   auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
-      "check", "Compare every kernel of every device with fp64 references over the shared cases");
+      "check",
+      "Compare every kernel of every device with fp64 references over the shared cases, and the "
+      "kernels of different devices with each other");
   command->add_flag("--short", o->short_grid, "a few cases per kernel, in seconds");
   command->add_option("--op", o->check.ops, "only these ops (repeatable)");
   command->add_option("--kernel", o->check.kernels, "only kernels of these names (repeatable)");

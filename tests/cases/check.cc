@@ -58,6 +58,7 @@ class Checker {
         return InvalidArgument("kernel: none is named '", kernel, "'");
       }
     }
+    report_.pairs = pairs_.Take();
     report_.cases = progress_.total / passes;
     report_.seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -129,12 +130,11 @@ class Checker {
   absl::Status CheckOp(Context& context) {
     TANDEM_ASSIGN_OR_RETURN(const std::vector<Case> cases, Cases<Case>());
     progress_.op = Name(Case::Args::kOp);
-    bool has_kernels = false;
+    int64_t devices = 0;  // that have kernels
     for (DeviceKind kind : context.devices_present()) {
-      has_kernels = has_kernels || (Chosen(*context.device(kind)) &&
-                                    !KernelsOf<typename Case::Args>(kind).empty());
+      devices += Chosen(*context.device(kind)) && !KernelsOf<typename Case::Args>(kind).empty();
     }
-    if (!has_kernels) {
+    if (devices == 0) {
       progress_.done += static_cast<int64_t>(cases.size());
       return absl::OkStatus();
     }
@@ -143,6 +143,7 @@ class Checker {
       if (!prepared.ok()) {
         return InvalidArgument("case '", CaseText(c), "': ", Message(prepared.status()));
       }
+      std::vector<DeviceRun> runs;
       for (DeviceKind kind : context.devices_present()) {
         ContextDevice& device = *context.device(kind);
         if (!Chosen(device)) continue;
@@ -150,18 +151,23 @@ class Checker {
         const Target target = {
             .backend = device.backend.get(),
             .stream = device.stream.get(),
-            .pack = [&](const TensorView& weights) { return PackWeights(context, weights); }};
+            .pack = [&](const TensorView& weights) { return PackWeights(context, weights); },
+            .keep_outputs = devices > 1};
         const auto kernels = KernelsOf<typename Case::Args>(kind);
         bool ran = kernels.empty();
         for (const auto& kernel : kernels) {
           if (!options_.kernels.empty() && !Contains(options_.kernels, kernel.name)) continue;
           kernels_seen_.insert(std::string(kernel.name));
-          const Outcome outcome = RunPrepared(*prepared, kernel, target);
+          Outcome outcome = RunPrepared(*prepared, kernel, target);
           ran = ran || outcome.kind != Outcome::Kind::kUnsupported;
           Record(Row(OpNameOf<Case>(), device_name, kernel.name, c.DTypeLabel()), outcome);
+          if (devices > 1) {
+            runs.push_back({device_name, std::string(kernel.name), std::move(outcome)});
+          }
         }
         if (!ran && options_.kernels.empty()) report_.never_run.push_back(CaseText(c));
       }
+      pairs_.Add(OpNameOf<Case>(), isa_, c.DTypeLabel(), CaseText(c), prepared->expectations, runs);
       ++progress_.done;
       if (options_.progress) options_.progress(progress_);
     }
@@ -208,6 +214,7 @@ class Checker {
 
   const CheckOptions& options_;
   CheckReport report_;
+  PairRows pairs_;
   CheckProgress progress_;
   std::string isa_;
   std::set<std::string> kernels_seen_;
@@ -224,6 +231,18 @@ int64_t CheckReport::passed() const {
 int64_t CheckReport::failed() const {
   int64_t count = 0;
   for (const CheckRow& row : rows) count += row.failed;
+  return count;
+}
+
+int64_t CheckReport::pairs_passed() const {
+  int64_t count = 0;
+  for (const PairRow& pair : pairs) count += pair.passed;
+  return count;
+}
+
+int64_t CheckReport::pairs_failed() const {
+  int64_t count = 0;
+  for (const PairRow& pair : pairs) count += pair.failed;
   return count;
 }
 

@@ -1,5 +1,6 @@
 // The engine of `tandem check`: every registered kernel of every present device over the shared
-// cases, against the f64 references.
+// cases, against the f64 references; where there are several devices, their kernels also against
+// each other (device_pairs.h).
 //
 // SIMD kernels are one list entry per instruction set, so that a run over all entries covers every
 // set that the machine has; entries above it count as unsupported, with that reason.
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "tests/cases/device_pairs.h"
 #include "tests/cases/run.h"
 
 namespace tandem::cases {
@@ -63,13 +65,18 @@ struct CheckRow {
 
 struct CheckReport {
   std::vector<CheckRow> rows;
-  int64_t cases = 0;  // distinct ones
+  std::vector<PairRow> pairs;  // of kernels of different devices
+  int64_t cases = 0;           // distinct ones
   // Cases that no kernel of a device accepted: a gap in the kernels, or a case that cannot be.
   std::vector<std::string> never_run;
   double seconds = 0.0;
 
+  // Runs, against the references.
   int64_t passed() const;
   int64_t failed() const;
+  // Comparisons of two devices' results.
+  int64_t pairs_passed() const;
+  int64_t pairs_failed() const;
 };
 
 // InvalidArgument: unknown op, kernel or instruction set; a case that cannot be read or is itself
@@ -77,11 +84,12 @@ struct CheckReport {
 absl::StatusOr<CheckReport> RunCheck(const CheckOptions& options);
 
 // For people: one line per op, device and kernel (its dtypes together; `by_dtype`: one line each),
-// then the failures with their reproducers.
+// then one per kernel and other device (all of that device's kernels together), then the failures
+// with their reproducers.
 std::string CheckTable(const CheckReport& report, bool by_dtype = false);
-// For programs: {"passed", "failed", "cases", "seconds", "rows": [...]}.
+// For programs: docs/check_report.md.
 std::string CheckJson(const CheckReport& report);
-// For CI: one suite per op, one test case per row.
+// For CI: one suite per op, one test case per row and per pair.
 std::string CheckJunit(const CheckReport& report);
 
 }  // namespace tandem::cases

@@ -43,7 +43,22 @@ std::string CompareBytes(const Expectation& expectation, const TensorView& got) 
   return problem;
 }
 
+Output Kept(const TensorView& view) {
+  Output output{.dtype = view.dtype, .shape = view.shape, .bytes = {}};
+  const int64_t block = BlockLength(view.dtype);
+  reference::ForEachOffset(view, [&](int64_t offset) {
+    if (offset % block != 0) return;
+    const auto* begin = static_cast<const std::byte*>(view.data) + ByteOffset(view.dtype, offset);
+    output.bytes.insert(output.bytes.end(), begin, begin + BlockBytes(view.dtype));
+  });
+  return output;
+}
+
 }  // namespace
+
+TensorView Output::view() const {
+  return MakeView(const_cast<std::byte*>(bytes.data()), dtype, shape);
+}
 
 std::vector<double> AllowedErrors(const std::vector<double>& oracle,
                                   const std::vector<double>& naive, DType out, double floor) {
@@ -122,8 +137,10 @@ absl::Status Judge(const Target& target, const std::vector<Expectation>& expecta
     problem = "run failed as expected, but had already written to an output";
   }
   for (const Expectation& expectation : expectations) {
-    if (!problem.empty() || nothing_written) break;
-    problem = Compare(expectation, device.Result(expectation.operand), outcome);
+    const TensorView result = device.Result(expectation.operand);
+    if (target.keep_outputs) outcome.outputs.push_back(Kept(result));
+    if (!problem.empty() || nothing_written) continue;
+    problem = Compare(expectation, result, outcome);
   }
   outcome.kind = problem.empty() ? Outcome::Kind::kPassed : Outcome::Kind::kFailed;
   outcome.message = problem;

@@ -46,6 +46,15 @@ struct Target {
   Backend* backend = nullptr;
   Stream* stream = nullptr;
   std::function<absl::StatusOr<std::unique_ptr<PackedWeights>>(const TensorView&)> pack;
+  bool keep_outputs = false;  // in the outcome
+};
+
+// A copy of what a run left in an output, dense.
+struct Output {
+  DType dtype = DType::kF32;
+  Shape shape = {};
+  std::vector<std::byte> bytes = {};
+  TensorView view() const;
 };
 
 struct Outcome {
@@ -54,8 +63,9 @@ struct Outcome {
   std::string message;  // what is wrong, with a reproducer; or why it is unsupported
   double max_abs_error = 0.0;
   double relative_l2 = 0.0;
-  double worst_ratio = 0.0;  // largest error / allowed
-  uint64_t output_hash = 0;  // of the output bits
+  double worst_ratio = 0.0;          // largest error / allowed
+  uint64_t output_hash = 0;          // of the output bits
+  std::vector<Output> outputs = {};  // in the order of the expectations, if they are to be kept
 
   bool passed() const { return kind == Kind::kPassed; }
   bool failed() const { return kind == Kind::kFailed; }
@@ -162,8 +172,11 @@ Outcome RunPrepared(const Prepared<Case>& prepared, const Kernel<typename Case::
     outcome.message = status.ToString();
   }
   if (outcome.failed()) {
-    outcome.message += "\n  reproduce: tandem check --kernel " + std::string(kernel.name) +
-                       " --case '" + CaseText(prepared.c) + "'";
+    const Device device = target.backend->device();
+    outcome.message += "\n  reproduce: tandem check" +
+                       (device.kind == DeviceKind::kCpu ? "" : " --devices " + Name(device)) +
+                       " --kernel " + std::string(kernel.name) + " --case '" +
+                       CaseText(prepared.c) + "'";
   }
   return outcome;
 }
