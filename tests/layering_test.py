@@ -30,7 +30,7 @@ FOLDERS = {"core", "cpu", "cuda", "dispatch", "model", "tools", "tests", "bench"
 
 # Outside libraries that only some folders may see.
 ONEDNN = re.compile(r"^(oneapi/)?dnnl")
-CUDA = re.compile(r"^(cuda[_.]|cuda/|cublas|nv(ml|rtc|tx)|cooperative_groups|device_launch|curand)")
+CUDA = re.compile(r"^(cuda[A-Z_.]|cuda/|cublas|nv(ml|rtc|tx)|cooperative_groups|device_launch|curand)")
 SIMD = re.compile(r"^(hwy/|[a-z]*mmintrin\.h|x86intrin\.h|hwloc)")
 RESTRICTED = [
     ("oneDNN", ONEDNN, {"cpu", "bench"}),  # bench/ times it as the yardstick

@@ -4,16 +4,22 @@
 
 namespace tandem {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
+#if defined(__SANITIZE_ADDRESS__)  // gcc
+inline constexpr bool kAddressSanitized = true;
+#elif defined(__has_feature)  // clang
+inline constexpr bool kAddressSanitized = __has_feature(address_sanitizer);
+#else
+inline constexpr bool kAddressSanitized = false;
+#endif
+
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool kThreadSanitized = true;
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool kSanitized = true;
+inline constexpr bool kThreadSanitized = __has_feature(thread_sanitizer);
 #else
-inline constexpr bool kSanitized = false;
+inline constexpr bool kThreadSanitized = false;
 #endif
-#else
-inline constexpr bool kSanitized = false;
-#endif
+
+inline constexpr bool kSanitized = kAddressSanitized || kThreadSanitized;
 
 }  // namespace tandem

@@ -8,6 +8,7 @@
 #include "tests/cli.h"
 #include "tests/random_model.h"
 #include "tests/sanitizers.h"
+#include "tools/process_memory.h"
 
 namespace tandem::tools {
 namespace {
@@ -30,6 +31,7 @@ nlohmann::json BenchModel(const std::string& path, const std::string& more) {
 
 TEST(PeakMemory, IsWeightsAndKvCacheAnd64MiB) {
   if (kSanitized) GTEST_SKIP() << "sanitizers take memory of their own";
+  if (PeakResidentBytes() == 0) GTEST_SKIP() << "this kernel does not tell the peak (VmHWM)";
   const std::string folder = ::testing::TempDir() + "/tandem_peak_memory";
   std::filesystem::create_directories(folder);
   const std::string f16 = folder + "/f16.gguf";
@@ -56,8 +58,8 @@ TEST(PeakMemory, IsWeightsAndKvCacheAnd64MiB) {
     EXPECT_EQ(cache, 1024 * 4 * 2 * (2 * 64) * 2);
     EXPECT_GT(weights, 4 << 20);
     // What was computed with was in memory: else the measurement misses something.
-    EXPECT_GT(peak, weights + cache);
-    EXPECT_LE(peak, weights + cache + kMargin);
+    EXPECT_GT(peak, weights + cache) << json.dump();
+    EXPECT_LE(peak, weights + cache + kMargin) << json.dump();
     std::printf("%s: peak %.1f MiB = weights %.1f + cache %.1f + %.1f\n", type,
                 static_cast<double>(peak) / (1 << 20), static_cast<double>(weights) / (1 << 20),
                 static_cast<double>(cache) / (1 << 20),

@@ -126,34 +126,38 @@ absl::Status Run(const Options& o) {
   const double share = generation_rate * bytes_per_token * 1e-9 / bandwidth;
 
   if (o.json) {
-    const nlohmann::json json = {{"model", o.model.path},
-                                 {"cpu", info.model},
-                                 {"threads", threads},
-                                 {"prompt_tokens", o.prompt_tokens},
-                                 {"generated_tokens", o.gen_tokens},
-                                 {"prompt_tokens_per_second", prompt_rate},
-                                 {"generation_tokens_per_second", generation_rate},
-                                 {"prompt_tokens_per_cpu_second", prompt_cpu_rate},
-                                 {"generation_tokens_per_cpu_second", generation_cpu_rate},
-                                 {"model_bytes", model_bytes},
-                                 {"kv_bytes_per_token", kv_bytes},
-                                 {"weight_bytes", weights.bytes()},
-                                 {"kv_cache_bytes", kv_bytes * session_options.capacity},
-                                 {"peak_resident_bytes", peak_bytes},
-                                 {"read_bandwidth_gbps", bandwidth},
-                                 {"share_of_read_bandwidth", share}};
+    const nlohmann::json json = {
+        {"model", o.model.path},
+        {"cpu", info.model},
+        {"threads", threads},
+        {"prompt_tokens", o.prompt_tokens},
+        {"generated_tokens", o.gen_tokens},
+        {"prompt_tokens_per_second", prompt_rate},
+        {"generation_tokens_per_second", generation_rate},
+        {"prompt_tokens_per_cpu_second", prompt_cpu_rate},
+        {"generation_tokens_per_cpu_second", generation_cpu_rate},
+        {"model_bytes", model_bytes},
+        {"kv_bytes_per_token", kv_bytes},
+        {"weight_bytes", weights.bytes()},
+        {"kv_cache_bytes", kv_bytes * session_options.capacity},
+        {"peak_resident_bytes", peak_bytes > 0 ? nlohmann::json(peak_bytes) : nlohmann::json()},
+        {"read_bandwidth_gbps", bandwidth},
+        {"share_of_read_bandwidth", share}};
     std::cout << json.dump(2) << "\n";
     return absl::OkStatus();
   }
   std::cout << absl::StrFormat(
       "%s, %d threads\n"
       "prompt      %8.2f tokens/s (%d tokens)\n"
-      "generation  %8.2f tokens/s (%d tokens): %.2f of the read bandwidth of %.1f GB/s over %s\n"
-      "memory      peak %s: weights and KV cache %s, and %s\n",
+      "generation  %8.2f tokens/s (%d tokens): %.2f of the read bandwidth of %.1f GB/s over %s\n",
       info.model, threads, prompt_rate, o.prompt_tokens, generation_rate, o.gen_tokens, share,
-      bandwidth, HumanBytes(bytes_per_token), HumanBytes(static_cast<double>(peak_bytes)),
-      HumanBytes(static_cast<double>(must_bytes)),
-      HumanBytes(static_cast<double>(peak_bytes - must_bytes)));
+      bandwidth, HumanBytes(bytes_per_token));
+  if (peak_bytes > 0) {
+    std::cout << absl::StrFormat("memory      peak %s: weights and KV cache %s, and %s\n",
+                                 HumanBytes(static_cast<double>(peak_bytes)),
+                                 HumanBytes(static_cast<double>(must_bytes)),
+                                 HumanBytes(static_cast<double>(peak_bytes - must_bytes)));
+  }
   return absl::OkStatus();
 }
 

@@ -22,6 +22,6 @@ for target in "${targets[@]}"; do
   mkdir -p "$corpus"
   echo "fuzz: $target for $seconds s"
   build-fuzz/tests/"$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
-    -malloc_limit_mb=1024 -print_final_stats=1 -verbosity=0 -artifact_prefix=build-fuzz/findings/ \
+    -malloc_limit_mb=1024 -print_final_stats=1 -print_funcs=0 -verbosity=0 -artifact_prefix=build-fuzz/findings/ \
     "$corpus" tests/fuzz/corpus/"$target" 2>&1 | sed '/Recommended dictionary/,/End of recommended/d'
 done

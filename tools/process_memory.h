@@ -21,6 +21,7 @@ inline int64_t ProcessMemory(const std::string& field) {
 }
 
 inline int64_t ResidentBytes() { return ProcessMemory("VmRSS:"); }
-inline int64_t PeakResidentBytes() { return ProcessMemory("VmHWM:"); }  // since the process began
+// Since the process began; 0 where the kernel does not say (some sandboxes leave it out).
+inline int64_t PeakResidentBytes() { return ProcessMemory("VmHWM:"); }
 
 }  // namespace tandem::tools

@@ -15,12 +15,14 @@ import xml.etree.ElementTree as ElementTree
 
 
 def count_googletest(path):
-    """(passed, skipped, names of the failed) of one GoogleTest result file."""
+    """(passed, skipped, the failed with what they said) of one GoogleTest result file."""
     passed, skipped, failed = 0, 0, []
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         name = f"{case.get('classname')}.{case.get('name')}"
-        if case.find("failure") is not None:
-            failed.append(name)
+        failure = case.find("failure")
+        if failure is not None:
+            lines = (failure.text or failure.get("message") or "").strip().splitlines()
+            failed.append("\n".join([name] + [f"FAILED     {line[:200]}" for line in lines[:8]]))
         elif case.get("status") == "run" and case.get("result") == "completed":
             passed += 1
         else:

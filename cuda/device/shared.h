@@ -31,7 +31,7 @@ class SharedCarver {
     const int64_t offset = SharedBytes::Align(used_, alignment);
     const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     used_ = offset + bytes;
-    return static_cast<T*>(emulator::SharedPiece(offset, bytes, pieces_++, site));
+    return static_cast<T*>(emulator::SharedPiece(offset, bytes, pieces_++, alignment, site));
   }
 #else
   __device__ T* Take(int64_t count, int64_t alignment = 16) {

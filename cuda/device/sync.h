@@ -11,8 +11,7 @@ using emulator::Site;
 
 inline void SyncThreads(Site site = Site::Here()) { emulator::SyncBarrier(0, 0, true, site); }
 inline void SyncWarp(uint32_t mask = 0xFFFFFFFFu, Site site = Site::Here()) {
-  emulator::WarpCollective(
-      "SyncWarp", mask, nullptr, [](void* const*, uint32_t) {}, site);
+  emulator::SyncWarp(mask, site);
 }
 inline void NamedBarrierSync(int id, int threads, Site site = Site::Here()) {
   emulator::SyncBarrier(id, threads, false, site);

@@ -8,22 +8,40 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cuda/emulator/matrix.h"
 #include "cuda/emulator/memory_guard.h"
+#include "cuda/emulator/races.h"
 
 namespace tandem::cuda::emulator {
 namespace {
-
-// Bytes between pieces of shared memory, and after the last.
-constexpr int64_t kSharedGuard = 128;
-constexpr int kMaxPieces = 64;
-constexpr uint8_t kGuardByte = 0xFA;
-constexpr uint8_t kUninitialised = 0xFF;  // NaN in every float type
 
 // Thrown through the frames of a kernel whose thread has been reported.
 struct ThreadStopped {};
 
 thread_local Block* current_block = nullptr;
 thread_local Thread* current_thread = nullptr;
+
+// Each of eight rows of 16 bytes takes four of the 32 banks: rows of one 8x8 matrix that take the
+// same ones are moved one after the other.
+void CountBankConflicts(void* const* lanes) {
+  const int count = static_cast<const MatrixLane*>(lanes[0])->count;
+  EmulatorStatistics& statistics = current_block->statistics();
+  for (int j = 0; j < count; ++j) {
+    std::array<std::array<const void*, 8>, 8> rows{};  // different addresses by banks
+    std::array<int, 8> passes{};
+    for (int r = 0; r < 8; ++r) {
+      const void* row = static_cast<const MatrixLane*>(lanes[8 * j + r])->row;
+      const auto banks = static_cast<size_t>(current_block->arena().Offset(row) / 16 % 8);
+      auto& own = rows[banks];
+      auto& n = passes[banks];
+      if (std::find(own.begin(), own.begin() + n, row) == own.begin() + n) {
+        own[static_cast<size_t>(n++)] = row;
+      }
+    }
+    statistics.matrix_moves += 1;
+    statistics.bank_conflicts += *std::max_element(passes.begin(), passes.end()) - 1;
+  }
+}
 
 }  // namespace
 
@@ -38,30 +56,164 @@ std::string ToString(Index3 index) {
   return absl::StrCat("[", index.x, ", ", index.y, ", ", index.z, "]");
 }
 
+namespace {
+
+int NumThreads(const LaunchConfig& config) {
+  return static_cast<int>(config.block.x * config.block.y * config.block.z);
+}
+
+}  // namespace
+
 bool operator==(const Site& a, const Site& b) {
   return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 Thread& CurrentThread() { return *current_thread; }
 void SyncBarrier(int id, int threads, bool same_site, Site site) {
+  const InsideEmulator inside;
   current_block->SyncBarrier(id, threads, same_site, site);
 }
 void ArriveBarrier(int id, int threads, Site site) {
+  const InsideEmulator inside;
   current_block->ArriveBarrier(id, threads, site);
 }
 void WarpCollective(const char* operation, uint32_t mask, void* data, CollectiveFn execute,
                     Site site) {
+  const InsideEmulator inside;
   current_block->WarpCollective(operation, mask, data, execute, site);
 }
-void* SharedPiece(int64_t offset, int64_t bytes, int index, Site site) {
-  return current_block->SharedPiece(offset, bytes, index, site);
+void SyncWarp(uint32_t mask, Site site) {
+  const InsideEmulator inside;
+  current_block->SyncWarp(mask, site);
 }
-void Yield(Site site) { current_block->Yield(site); }
+void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site) {
+  const InsideEmulator inside;
+  return current_block->SharedPiece(offset, bytes, index, alignment, site);
+}
+void Yield(Site site) {
+  const InsideEmulator inside;
+  current_block->Yield(site);
+}
 void ReportBug(const char* what, Site site) {
+  const InsideEmulator inside;
   current_block->Report(absl::StrCat(what, " at ", ToString(site)));
 }
 
-Block::Block(Launch& launch, BlockPool& pool, int64_t index) : launch_(launch), pool_(pool) {
+// async.h
+
+void CopyAsync(void* shared, const void* global, int bytes, int valid, Site site) {
+  AsyncUnit& async = current_block->async();
+  async.CopyAsync(shared, global, bytes, valid, site);
+}
+void CopyAsyncCommit(Site) { current_block->async().CopyAsyncCommit(); }
+void CopyAsyncWait(int pending, Site) { current_block->async().CopyAsyncWait(pending); }
+void CopyAsyncArrive(void* barrier, Site site) {
+  current_block->async().CopyAsyncArrive(barrier, site);
+}
+void MbarrierInit(void* barrier, int count, Site site) {
+  current_block->async().MbarrierInit(barrier, count, site);
+}
+void MbarrierInvalidate(void* barrier, Site site) {
+  current_block->async().MbarrierInvalidate(barrier, site);
+}
+void MbarrierArrive(void* barrier, int count, Site site) {
+  current_block->async().MbarrierArrive(barrier, count, site);
+}
+void MbarrierExpect(void* barrier, int64_t bytes, Site site) {
+  current_block->async().MbarrierExpect(barrier, bytes, site);
+}
+bool MbarrierTest(void* barrier, int parity, Site site) {
+  return current_block->async().MbarrierTest(barrier, parity, site);
+}
+void MbarrierWait(void* barrier, int parity, Site site) {
+  current_block->async().MbarrierWait(barrier, parity, site);
+}
+void FenceMbarrierInit(Site) { current_block->async().FenceMbarrierInit(); }
+void FenceProxyAsync(Site) { current_block->async().FenceProxyAsync(); }
+void TensorLoad(void* shared, const void* map, int rank, const int32_t* at, void* barrier,
+                Site site) {
+  current_block->async().TensorCopy(true, map, rank, at, shared, barrier, site);
+}
+void TensorStore(const void* map, int rank, const int32_t* at, const void* shared, Site site) {
+  current_block->async().TensorCopy(false, map, rank, at, const_cast<void*>(shared), nullptr, site);
+}
+void BulkLoad(void* shared, const void* global, int64_t bytes, void* barrier, Site site) {
+  current_block->async().BulkCopy(true, const_cast<void*>(global), shared, bytes, barrier, site);
+}
+void BulkStore(void* global, const void* shared, int64_t bytes, Site site) {
+  current_block->async().BulkCopy(false, global, const_cast<void*>(shared), bytes, nullptr, site);
+}
+void BulkCommit(Site) { current_block->async().BulkCommit(); }
+void BulkWait(int pending, bool /*read*/, Site) { current_block->async().BulkWait(pending); }
+
+// warpgroup.h
+
+void WarpgroupFence(Site) { current_block->warpgroups().Fence(); }
+void WarpgroupMultiply(const WarpgroupProduct& product, Site site) {
+  current_block->warpgroups().Multiply(product, site);
+}
+void WarpgroupCommit(Site) { current_block->warpgroups().Commit(); }
+void WarpgroupWait(int pending, Site site) { current_block->warpgroups().Wait(pending, site); }
+void SetMaxRegisters(int registers, bool increase, Site site) {
+  if (registers < 24 || registers > 256 || registers % 8 != 0) {
+    current_block->Report(absl::StrCat("setmaxnreg at ", ToString(site), ": ", registers,
+                                       " registers, expected 24..256 in steps of 8"));
+  }
+  WarpCollective(
+      increase ? "setmaxnreg.inc" : "setmaxnreg.dec", 0xFFFFFFFFu, nullptr,
+      [](void* const*, uint32_t) {}, site);
+}
+uint32_t SharedAddress(const void* shared, Site site) {
+  const SharedArena& arena = current_block->arena();
+  if (!arena.Contains(shared, 16) || arena.Offset(shared) >= 1 << 18) {
+    current_block->Report(absl::StrCat("matrix descriptor at ", ToString(site), ": ",
+                                       arena.Describe(shared), ", expected 16 bytes of a piece"));
+  }
+  return static_cast<uint32_t>(arena.Offset(shared));
+}
+
+// matrix.h
+
+void MoveMatrices(bool load, MatrixLane* lane, Site site) {
+  const char* name = load ? "ldmatrix" : "stmatrix";
+  Block& block = *current_block;
+  if (CurrentThread().lane() < 8 * lane->count) {
+    if (reinterpret_cast<uintptr_t>(lane->row) % 16 != 0) {
+      block.Report(absl::StrCat(name, " at ", ToString(site),
+                                ": misaligned, expected rows aligned to 16 bytes"));
+    }
+    if (!block.arena().Contains(lane->row, 16)) {
+      block.Report(absl::StrCat(name, " at ", ToString(site),
+                                ": a row beyond its piece: ", block.arena().Describe(lane->row)));
+    }
+    if (const Site* copy = block.async().PendingWrite(lane->row, 16)) {
+      block.Report(absl::StrCat(name, " at ", ToString(site), ": ",
+                                block.arena().Describe(lane->row), ", which the copy issued at ",
+                                ToString(*copy), " is still writing"));
+    }
+    if (load) {
+      NoteRead(lane->row, 16);
+    } else {
+      NoteWrite(lane->row, 16);
+    }
+  }
+  WarpCollective(
+      name, 0xFFFFFFFFu, lane,
+      load ? [](void* const* lanes, uint32_t mask) {
+        CountBankConflicts(lanes);
+        LoadMatrices(lanes, mask);
+      } : [](void* const* lanes, uint32_t mask) {
+        CountBankConflicts(lanes);
+        StoreMatrices(lanes, mask);
+      },
+      site);
+}
+
+Block::Block(Launch& launch, BlockPool& pool, int64_t index)
+    : launch_(launch),
+      pool_(pool),
+      async_(*this, NumThreads(launch.config)),
+      warpgroups_(*this, NumThreads(launch.config)) {
   const Dim3 &grid = launch.config.grid, &dim = launch.config.block;
   const auto narrow = [](const Dim3& d) {
     return Index3{static_cast<uint32_t>(d.x), static_cast<uint32_t>(d.y),
@@ -82,12 +234,15 @@ Block::Block(Launch& launch, BlockPool& pool, int64_t index) : launch_(launch), 
   ready_.reserve(lanes_.size());
   for (int t = 0; t < num_threads(); ++t) ready_.push_back(t);
   warps_.resize(static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
-  const auto arena = static_cast<size_t>(launch.config.shared_bytes + kMaxPieces * kSharedGuard);
-  if (launch.config.shared_bytes > 0) {
-    if (pool.shared.size() < arena) pool.shared.resize(arena);
-    UnpoisonMemory(pool.shared.data(), pool.shared.size());
-    std::memset(pool.shared.data(), kGuardByte, arena);
-    PoisonMemory(pool.shared.data(), pool.shared.size());
+  pool.shared.Begin(launch.config.shared_bytes);
+  // A stack that a race detector takes for one thread's is given to no other until it has
+  // forgotten: by turns.
+  if (kDetectsRaces) {
+    while (pool.fibers.size() < 2 * lanes_.size()) {
+      pool.fibers.push_back(std::make_unique<Fiber>(FiberStackBytes()));
+    }
+    const auto middle = pool.fibers.begin() + static_cast<std::ptrdiff_t>(lanes_.size());
+    std::rotate(pool.fibers.begin(), middle, pool.fibers.end());
   }
   for (auto& fiber : pool.fibers) free_fibers_.push_back(fiber.get());
   uint64_t mixed = launch.options.seed * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(index);
@@ -97,16 +252,21 @@ Block::Block(Launch& launch, BlockPool& pool, int64_t index) : launch_(launch), 
 
 void Block::ThreadMain(void* block) {
   auto* self = static_cast<Block*>(block);
+  Acquire(&self->start_order_);
   try {
     self->launch_.function->emulated(self->launch_.params);
+    const InsideEmulator inside;
+    self->CheckExit();
   } catch (const ThreadStopped&) {  // by Report
   }
+  Release(&self->launch_.end_order);
+  const InsideEmulator inside;
   Lane& lane = self->running();
   lane.state = State::kDone;
   ++self->done_;
   Fiber* fiber = lane.fiber;
   lane.fiber = nullptr;
-  self->free_fibers_.push_back(fiber);
+  if (!kDetectsRaces) self->free_fibers_.push_back(fiber);
   fiber->Suspend(/*last=*/true);
 }
 
@@ -114,9 +274,14 @@ bool Block::Run() {
   Block* const outer_block = current_block;
   Thread* const outer_thread = current_thread;
   current_block = this;
+  Release(&start_order_);
   while (done_ < num_threads() && !stopped_) {
     if (launch_.stopped.load(std::memory_order_relaxed)) stopped_ = true;
+    if (launch_.options.completion == Completion::kRandom && random_() % 4 == 0) {
+      async_.CompleteOne();
+    }
     if (ready_.empty()) {
+      if (async_.CompleteOne()) continue;
       ReportDeadlock();
       break;
     }
@@ -134,7 +299,15 @@ bool Block::Run() {
     current_thread = &lane.thread;
     lane.fiber->Resume();
   }
-  if (!stopped_) CheckSharedGuards();
+  if (!stopped_) {
+    std::string error = async_.CheckEnd();
+    if (error.empty()) error = pool_.shared.CheckGuards();
+    if (!error.empty()) Stop(error);
+  }
+  if (launch_.options.statistics != nullptr) {
+    launch_.options.statistics->matrix_moves += statistics_.matrix_moves;
+    launch_.options.statistics->bank_conflicts += statistics_.bank_conflicts;
+  }
   // Threads that did not end leave their fibers in the middle of kernel code: nothing there needs
   // destruction, and Start() makes the stacks usable again.
   current_block = outer_block;
@@ -172,8 +345,25 @@ void Block::Suspend(const char* waits_for, int barrier, Site site) {
   lane.state = State::kWaiting;
   lane.waits_for = waits_for;
   lane.barrier = barrier;
+  lane.mbarrier = nullptr;
   lane.site = site;
   lane.fiber->Suspend(/*last=*/false);
+}
+
+void Block::Suspend(const char* waits_for, const void* barrier, Site site) {
+  Lane& lane = running();
+  lane.state = State::kWaiting;
+  lane.waits_for = waits_for;
+  lane.barrier = -1;
+  lane.mbarrier = barrier;
+  lane.site = site;
+  lane.fiber->Suspend(/*last=*/false);
+}
+
+void Block::CheckExit() {
+  std::string error = async_.CheckExit();
+  if (error.empty()) error = warpgroups_.CheckExit();
+  if (!error.empty()) Report(error);
 }
 
 Block::Barrier& Block::Arrive(int id, int threads, bool same_site, Site site) {
@@ -195,6 +385,7 @@ Block::Barrier& Block::Arrive(int id, int threads, bool same_site, Site site) {
                         ToString(barrier.site), ", thread ", running_, " at ", ToString(site)));
   }
   ++barrier.arrived;
+  Release(&barrier.order[barrier.phase & 1]);
   return barrier;
 }
 
@@ -202,10 +393,12 @@ void Block::Complete(Barrier& barrier) {
   for (const int thread : barrier.waiting) MakeReady(thread);
   barrier.waiting.clear();
   barrier.arrived = 0;
+  ++barrier.phase;
 }
 
 void Block::SyncBarrier(int id, int threads, bool same_site, Site site) {
   Barrier& barrier = Arrive(id, threads, same_site, site);
+  const size_t phase = barrier.phase & 1;
   if (barrier.arrived >= barrier.expected) {
     // The last to arrive takes its turn with the others: which of them goes on first is up to the
     // schedule.
@@ -215,6 +408,7 @@ void Block::SyncBarrier(int id, int threads, bool same_site, Site site) {
     barrier.waiting.push_back(running_);
   }
   Suspend("barrier", id, site);
+  Acquire(&barrier.order[phase]);
 }
 
 void Block::ArriveBarrier(int id, int threads, Site site) {
@@ -251,6 +445,7 @@ void Block::WarpCollective(const char* operation, uint32_t mask, void* data, Col
   if (warp.arrived == warp.mask) {
     execute(warp.data.data(), mask);
     warp.operation = nullptr;
+    ++warp.phase;
     for (int i = 0; i < kWarpSize; ++i) {
       if (mask >> i & 1u) MakeReady(index * kWarpSize + i);
     }
@@ -258,58 +453,41 @@ void Block::WarpCollective(const char* operation, uint32_t mask, void* data, Col
   Suspend(operation, -1, site);
 }
 
-void* Block::SharedPiece(int64_t offset, int64_t bytes, int index, Site site) {
-  if (index >= kMaxPieces || offset < 0 || bytes < 0 ||
-      offset + bytes > launch_.config.shared_bytes) {
-    Report(absl::StrCat("shared memory at ", ToString(site), ": the kernel takes ", offset + bytes,
-                        " bytes in ", index + 1, " pieces, it was launched with ",
-                        launch_.config.shared_bytes));
-  }
-  const int64_t begin = offset + index * kSharedGuard;
-  std::byte* data = pool_.shared.data() + begin;
-  if (static_cast<size_t>(index) == pieces_.size()) {
-    pieces_.push_back({begin, begin + bytes});
-    UnpoisonMemory(data, static_cast<size_t>(bytes));
-    std::memset(data, kUninitialised, static_cast<size_t>(bytes));
-  } else if (static_cast<size_t>(index) > pieces_.size() ||
-             pieces_[static_cast<size_t>(index)] != std::array<int64_t, 2>{begin, begin + bytes}) {
-    Report(absl::StrCat("shared memory at ", ToString(site), ": thread ", running_, " takes piece ",
-                        index, " as ", bytes, " bytes, other threads differently"));
-  }
-  return data;
+void Block::SyncWarp(uint32_t mask, Site site) {
+  Warp& warp = warps_[static_cast<size_t>(running().thread.warp())];
+  const size_t phase = warp.phase & 1;
+  Release(&warp.order[phase]);
+  WarpCollective(
+      "SyncWarp", mask, nullptr, [](void* const*, uint32_t) {}, site);
+  Acquire(&warp.order[phase]);
 }
 
-void Block::CheckSharedGuards() {
-  if (launch_.config.shared_bytes == 0 || pool_.shared.empty()) return;
-  const int64_t arena = launch_.config.shared_bytes + kMaxPieces * kSharedGuard;
-  UnpoisonMemory(pool_.shared.data(), static_cast<size_t>(arena));
-  int64_t at = 0;
-  const auto check = [&](int64_t end) {
-    for (; at < end; ++at) {
-      if (pool_.shared[static_cast<size_t>(at)] != std::byte{kGuardByte}) {
-        Stop(absl::StrCat("a write beyond shared memory, ", at, " bytes into the arena"));
-        return;
-      }
-    }
-  };
-  for (const auto& [begin, end] : pieces_) {
-    check(begin);
-    if (stopped_) return;
-    at = end;
+void* Block::SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site) {
+  std::string error;
+  void* piece = pool_.shared.Take(offset, bytes, index, alignment, &error);
+  if (piece == nullptr) {
+    Report(absl::StrCat("shared memory at ", ToString(site), ": thread ", running_, ": ", error));
   }
-  check(arena);
+  return piece;
 }
 
 void Block::Yield(Site site) {
   if (++yields_ > launch_.options.max_yields) {
     Report(absl::StrCat("hanging: thread ", running_, " still waits at ", ToString(site)));
   }
+  // Somebody who polls never leaves the block without threads to run.
+  constexpr int64_t kPolls = 64;
+  if (yields_ % kPolls == 0) async_.CompleteOne();
   MakeReady(running_);
   Suspend("a value in memory", -1, site);
 }
 
 std::string Block::Describe(const Lane& lane) const {
   if (lane.state == State::kDone) return "has exited";
+  if (lane.mbarrier != nullptr) {
+    return absl::StrCat("waits for ", async_.DescribeBarrier(lane.mbarrier), " at ",
+                        ToString(lane.site));
+  }
   return absl::StrCat("waits for ", lane.waits_for,
                       lane.barrier >= 0 ? absl::StrCat(" ", lane.barrier) : std::string(), " at ",
                       ToString(lane.site));

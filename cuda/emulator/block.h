@@ -12,9 +12,12 @@
 #include <string>
 #include <vector>
 
+#include "cuda/emulator/async_unit.h"
 #include "cuda/emulator/fiber.h"
 #include "cuda/emulator/launch.h"
+#include "cuda/emulator/shared_arena.h"
 #include "cuda/emulator/thread.h"
+#include "cuda/emulator/warpgroup.h"
 
 namespace tandem::cuda::emulator {
 
@@ -28,6 +31,7 @@ struct Launch {
   std::atomic<bool> stopped{false};
   std::mutex mutex;
   std::string report;  // of the first error, guarded by mutex
+  char end_order = 0;  // what happened in its threads
 
   int64_t num_blocks() const { return config.grid.x * config.grid.y * config.grid.z; }
 };
@@ -35,7 +39,7 @@ struct Launch {
 // Memory that one host thread reuses for the blocks it runs.
 struct BlockPool {
   std::vector<std::unique_ptr<Fiber>> fibers;
-  std::vector<std::byte> shared;
+  SharedArena shared;
 };
 
 class Block {
@@ -49,9 +53,27 @@ class Block {
   void ArriveBarrier(int id, int threads, Site site);
   void WarpCollective(const char* operation, uint32_t mask, void* data, CollectiveFn execute,
                       Site site);
-  void* SharedPiece(int64_t offset, int64_t bytes, int index, Site site);
+  // A collective that also orders what its lanes do to memory.
+  void SyncWarp(uint32_t mask, Site site);
+  void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site);
   void Yield(Site site);
   [[noreturn]] void Report(const std::string& what);
+
+  // Of its units, for the running thread.
+  const EmulatorOptions& options() const { return launch_.options; }
+  SharedArena& arena() { return pool_.shared; }
+  AsyncUnit& async() { return async_; }
+  Warpgroups& warpgroups() { return warpgroups_; }
+  int running_thread() const { return running_; }
+  uint64_t Random() { return random_(); }
+  // Lets other threads run until somebody calls MakeReady. `barrier`: number or address of what it
+  // waits for, for reports.
+  void Suspend(const char* waits_for, int barrier, Site site);
+  void Suspend(const char* waits_for, const void* barrier, Site site);
+  void MakeReady(int thread);
+  // Ends the launch with an error that is not the running thread's.
+  void Fail(const std::string& what) { Stop(what); }
+  EmulatorStatistics& statistics() { return statistics_; }
 
  private:
   enum class State : uint8_t { kReady, kWaiting, kDone };
@@ -62,9 +84,12 @@ class Block {
     // Why it waits, for reports.
     const char* waits_for = "";
     int barrier = -1;
+    const void* mbarrier = nullptr;
     Site site;
   };
   struct Barrier {
+    uint32_t phase = 0;
+    std::array<char, 2> order{};  // by parity of the phase: what arrivals happened before
     int arrived = 0;
     int expected = 0;
     Site site;  // of the first arrival
@@ -77,17 +102,17 @@ class Block {
     uint32_t arrived = 0;
     Site site;
     std::array<void*, kWarpSize> data{};
+    uint32_t phase = 0;
+    std::array<char, 2> order{};  // of SyncWarp, by parity of the phase
   };
 
   static void ThreadMain(void* block);
   Lane& running() { return lanes_[static_cast<size_t>(running_)]; }
   int num_threads() const { return static_cast<int>(lanes_.size()); }
   int PickReady();
-  void MakeReady(int thread);
-  void Suspend(const char* waits_for, int barrier, Site site);
   Barrier& Arrive(int id, int threads, bool same_site, Site site);
   void Complete(Barrier& barrier);
-  void CheckSharedGuards();
+  void CheckExit();
   void ReportDeadlock();
   std::string Describe(const Lane& lane) const;
   void Stop(const std::string& what);
@@ -100,8 +125,10 @@ class Block {
   std::vector<Fiber*> free_fibers_;
   std::array<Barrier, 16> barriers_;
   std::vector<Warp> warps_;
-  std::vector<std::array<int64_t, 2>> pieces_;  // begin and end in the arena, by index
-  int64_t shared_used_ = 0;
+  AsyncUnit async_;
+  Warpgroups warpgroups_;
+  EmulatorStatistics statistics_;
+  char start_order_ = 0;  // what happened before the block
   int64_t yields_ = 0;
   int running_ = -1;
   int done_ = 0;

@@ -10,16 +10,12 @@
 #include <cstdlib>
 #include <new>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define TANDEM_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define TANDEM_ASAN 1
-#endif
-#endif
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#endif
+#if TANDEM_TSAN
+#include <sanitizer/tsan_interface.h>
 #endif
 
 // void tandem_emulator_switch(void** save, void* load)
@@ -61,7 +57,7 @@ extern "C" void tandem_emulator_start();
 namespace tandem::cuda::emulator {
 
 size_t FiberStackBytes() {
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN || TANDEM_TSAN
   return size_t{512} << 10;
 #else
   return size_t{128} << 10;
@@ -81,9 +77,12 @@ Fiber::Fiber(size_t stack_bytes) {
 
 Fiber::~Fiber() {
   if (base_ == nullptr) return;
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN
   // Frames that were abandoned leave their redzones poisoned.
   __asan_unpoison_memory_region(base_, mapped_);
+#endif
+#if TANDEM_TSAN
+  if (race_context_ != nullptr && ended_) __tsan_destroy_fiber(race_context_);
 #endif
   munmap(base_, mapped_);
 }
@@ -91,7 +90,12 @@ Fiber::~Fiber() {
 void Fiber::Start(void (*entry)(void*), void* argument) {
   entry_ = entry;
   argument_ = argument;
-#ifdef TANDEM_ASAN
+#if TANDEM_TSAN
+  // One that was left in the middle of a kernel keeps its calls: it is never used again.
+  if (race_context_ == nullptr || !ended_) race_context_ = __tsan_create_fiber(0);
+#endif
+  ended_ = false;
+#if TANDEM_ASAN
   __asan_unpoison_memory_region(static_cast<char*>(base_) + guard_, mapped_ - guard_);
   own_shadow_ = nullptr;
 #endif
@@ -110,7 +114,7 @@ void Fiber::Start(void (*entry)(void*), void* argument) {
 }
 
 void Fiber::Enter(Fiber* self) {
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN
   __sanitizer_finish_switch_fiber(nullptr, &self->host_bottom_, &self->host_size_);
 #endif
   self->entry_(self->argument_);
@@ -119,24 +123,30 @@ void Fiber::Enter(Fiber* self) {
 }
 
 void Fiber::Resume() {
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN
   __sanitizer_start_switch_fiber(&host_shadow_, static_cast<char*>(base_) + guard_,
                                  mapped_ - guard_);
 #endif
+#if TANDEM_TSAN
+  host_race_context_ = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(race_context_, __tsan_switch_to_fiber_no_sync);
+#endif
   tandem_emulator_switch(&host_, own_);
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN
   __sanitizer_finish_switch_fiber(host_shadow_, nullptr, nullptr);
 #endif
 }
 
 void Fiber::Suspend(bool last) {
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN
   __sanitizer_start_switch_fiber(last ? nullptr : &own_shadow_, host_bottom_, host_size_);
-#else
-  (void)last;
 #endif
+#if TANDEM_TSAN
+  __tsan_switch_to_fiber(host_race_context_, __tsan_switch_to_fiber_no_sync);
+#endif
+  ended_ = last;
   tandem_emulator_switch(&own_, host_);
-#ifdef TANDEM_ASAN
+#if TANDEM_ASAN
   __sanitizer_finish_switch_fiber(own_shadow_, &host_bottom_, &host_size_);
 #endif
 }

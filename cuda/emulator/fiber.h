@@ -34,6 +34,10 @@ class Fiber {
   void* host_ = nullptr;  // of the thread that resumed it
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;
+  bool ended_ = true;
+  // Under ThreadSanitizer: its idea of a thread, and the host's.
+  void* race_context_ = nullptr;
+  void* host_race_context_ = nullptr;
   // Under AddressSanitizer: the shadow stacks, and the host's stack bounds.
   void* own_shadow_ = nullptr;
   void* host_shadow_ = nullptr;

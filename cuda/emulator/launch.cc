@@ -10,22 +10,19 @@
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
 #include "cuda/emulator/block.h"
-#include "cuda/emulator/memory_guard.h"
+#include "cuda/emulator/races.h"
 
 namespace tandem::cuda::emulator {
 namespace {
 
 std::string Describe(const EmulatorOptions& options) {
-  switch (options.schedule) {
-    case Schedule::kLifo:
-      return "lifo";
-    case Schedule::kReverse:
-      return "reverse";
-    case Schedule::kRandom:
-      return absl::StrCat("random:", options.seed);
-    default:
-      return "fifo";
-  }
+  std::string text = "fifo";
+  if (options.schedule == Schedule::kLifo) text = "lifo";
+  if (options.schedule == Schedule::kReverse) text = "reverse";
+  if (options.schedule == Schedule::kRandom) text = absl::StrCat("random:", options.seed);
+  if (options.completion == Completion::kEager) text += ",eager";
+  if (options.completion == Completion::kRandom) text += ",random";
+  return text;
 }
 
 void RunBlocks(Launch& launch) {
@@ -39,7 +36,6 @@ void RunBlocks(Launch& launch) {
     if (launch.report.empty()) launch.report = "out of host memory for the stacks of a block";
     launch.stopped.store(true);
   }
-  UnpoisonMemory(pool.shared.data(), pool.shared.size());
 }
 
 }  // namespace
@@ -47,18 +43,32 @@ void RunBlocks(Launch& launch) {
 absl::StatusOr<EmulatorOptions> EmulatorOptions::Parse(std::string_view text) {
   EmulatorOptions options;
   constexpr std::string_view kRandom = "random:";
-  if (text == "fifo") return options;
-  options.schedule = Schedule::kLifo;
-  if (text == "lifo") return options;
-  options.schedule = Schedule::kReverse;
-  if (text == "reverse") return options;
-  options.schedule = Schedule::kRandom;
-  if (text.substr(0, kRandom.size()) == kRandom &&
-      absl::SimpleAtoi(std::string(text.substr(kRandom.size())), &options.seed)) {
-    return options;
+  const size_t comma = text.find(',');
+  const std::string_view order = text.substr(0, comma);
+  const std::string completion(comma == std::string_view::npos ? "lazy" : text.substr(comma + 1));
+  bool known = true;
+  if (order == "lifo") {
+    options.schedule = Schedule::kLifo;
+  } else if (order == "reverse") {
+    options.schedule = Schedule::kReverse;
+  } else if (order.substr(0, kRandom.size()) == kRandom) {
+    options.schedule = Schedule::kRandom;
+    known = absl::SimpleAtoi(std::string(order.substr(kRandom.size())), &options.seed);
+  } else {
+    known = order == "fifo";
   }
-  return InvalidArgument("schedule: expected fifo, lifo, reverse or random:SEED, got '",
-                         std::string(text), "'");
+  if (completion == "eager") {
+    options.completion = Completion::kEager;
+  } else if (completion == "random") {
+    options.completion = Completion::kRandom;
+  } else {
+    known = known && completion == "lazy";
+  }
+  if (known) return options;
+  return InvalidArgument(
+      "schedule: expected fifo, lifo, reverse or random:SEED, then nothing, ,eager or ,random, got "
+      "'",
+      std::string(text), "'");
 }
 
 absl::Status RunKernel(const KernelFunction& function, const LaunchConfig& config,
@@ -82,6 +92,7 @@ absl::Status RunKernel(const KernelFunction& function, const LaunchConfig& confi
   for (int64_t i = 1; i < threads; ++i) helpers.emplace_back([&] { RunBlocks(launch); });
   RunBlocks(launch);
   for (std::thread& helper : helpers) helper.join();
+  Acquire(&launch.end_order);
   if (launch.report.empty()) return absl::OkStatus();
   return absl::InternalError(absl::StrCat("kernel ", function.name, " (emulated, schedule ",
                                           Describe(options), "), ", launch.report));

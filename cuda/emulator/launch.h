@@ -6,6 +6,7 @@
 // that a run can be repeated.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string_view>
 
@@ -20,15 +21,28 @@ namespace tandem::cuda::emulator {
 // highest index, or a random one.
 enum class Schedule : uint8_t { kFifo, kLifo, kReverse, kRandom };
 
+// When asynchronous work completes: when nothing else can run or somebody waits for it, when it is
+// issued, or at random. Lazy shows missing waits, eager shows what is overwritten too early.
+enum class Completion : uint8_t { kLazy, kEager, kRandom };
+
+// Counted over a launch.
+struct EmulatorStatistics {
+  std::atomic<int64_t> matrix_moves{0};    // 8x8 matrices of ldmatrix and stmatrix
+  std::atomic<int64_t> bank_conflicts{0};  // extra passes over shared memory that these take
+};
+
 struct EmulatorOptions {
   Schedule schedule = Schedule::kFifo;
-  uint64_t seed = 1;     // of kRandom
+  Completion completion = Completion::kLazy;
+  uint64_t seed = 1;     // of the random ones
   int host_threads = 0;  // that run blocks; 0: one per core
   // Threads of a block may ask this often in vain whether to go on before the launch is stopped as
   // hanging.
   int64_t max_yields = 50'000'000;
+  EmulatorStatistics* statistics = nullptr;  // added to, if not nullptr
 
-  // "fifo", "lifo", "reverse", "random:SEED". InvalidArgument otherwise.
+  // "fifo", "lifo", "reverse" or "random:SEED", and then, if asynchronous work is not to be lazy,
+  // ",eager" or ",random". InvalidArgument otherwise.
   static absl::StatusOr<EmulatorOptions> Parse(std::string_view text);
 };
 

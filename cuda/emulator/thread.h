@@ -53,9 +53,12 @@ using CollectiveFn = void (*)(void* const* data, uint32_t mask);
 void WarpCollective(const char* operation, uint32_t mask, void* data, CollectiveFn execute,
                     Site site);
 
+// A collective that does nothing but order what its lanes do to memory.
+void SyncWarp(uint32_t mask, Site site);
+
 // Dynamic shared memory. `offset` bytes into what the launch asked for, `bytes` long; both the same
 // for every thread. Pieces lie apart from each other, with guards between them.
-void* SharedPiece(int64_t offset, int64_t bytes, int index, Site site);
+void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site);
 
 // Lets other threads of the block run: in every loop that waits for memory to change.
 void Yield(Site site);

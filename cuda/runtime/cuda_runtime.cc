@@ -3,9 +3,12 @@
 // The runtime's own state is per host thread: the current device (set before every call that
 // depends on it) and the last error (cleared when it is reported, so that no later call reports it
 // again).
+#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <array>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -53,6 +56,34 @@ absl::Status ToStatus(const char* call, cudaError_t error) {
   return absl::InternalError(text);
 }
 
+CUtensorMapDataType TensorMapType(DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case DType::kBF16:
+      return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::kI8:
+      return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    case DType::kI32:
+      return CU_TENSOR_MAP_DATA_TYPE_INT32;
+    default:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  }
+}
+
+CUtensorMapSwizzle TensorMapSwizzle(Swizzle swizzle) {
+  switch (swizzle) {
+    case Swizzle::k32:
+      return CU_TENSOR_MAP_SWIZZLE_32B;
+    case Swizzle::k64:
+      return CU_TENSOR_MAP_SWIZZLE_64B;
+    case Swizzle::k128:
+      return CU_TENSOR_MAP_SWIZZLE_128B;
+    default:
+      return CU_TENSOR_MAP_SWIZZLE_NONE;
+  }
+}
+
 // What handles point to: launches need the device of their stream to be current.
 struct GpuStream {
   cudaStream_t stream = nullptr;
@@ -97,6 +128,41 @@ class CudaRuntime final : public Runtime {
   absl::Status Free(int device, void* data) override {
     TANDEM_RETURN_IF_ERROR(SetDevice(device));
     return ToStatus("cudaFree", cudaFree(data));
+  }
+  absl::StatusOr<TensorMap> EncodeTensorMap(const TensorMapSpec& spec) override {
+    TANDEM_RETURN_IF_ERROR(Validate(spec));
+    // The driver's function is asked for by name: the driver is no load-time dependency.
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    TANDEM_RETURN_IF_ERROR(
+        ToStatus("cudaGetDriverEntryPointByVersion",
+                 cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
+                                                  cudaEnableDefault, &found)));
+    if (found != cudaDriverEntryPointSuccess || entry == nullptr) {
+      return absl::UnimplementedError("cuTensorMapEncodeTiled: the driver has no tensor maps");
+    }
+    std::array<cuuint64_t, 5> extent = {}, stride = {};
+    std::array<cuuint32_t, 5> box = {}, step = {};
+    for (size_t i = 0; i < static_cast<size_t>(spec.rank); ++i) {
+      extent[i] = static_cast<cuuint64_t>(spec.extent[i]);
+      if (i > 0) stride[i - 1] = static_cast<cuuint64_t>(spec.stride[i]);
+      box[i] = static_cast<cuuint32_t>(spec.box[i]);
+      step[i] = 1;
+    }
+    CUtensorMap encoded;
+    static_assert(sizeof(encoded) == sizeof(TensorMap));
+    const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry)(
+        &encoded, TensorMapType(spec.dtype), static_cast<cuuint32_t>(spec.rank),
+        const_cast<void*>(spec.data), extent.data(), stride.data(), box.data(), step.data(),
+        CU_TENSOR_MAP_INTERLEAVE_NONE, TensorMapSwizzle(spec.swizzle),
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS) {
+      return absl::InternalError(
+          absl::StrCat("cuTensorMapEncodeTiled: error ", static_cast<int>(result)));
+    }
+    TensorMap map;
+    std::memcpy(&map, &encoded, sizeof(map));
+    return map;
   }
   absl::StatusOr<void*> AllocatePinned(int64_t bytes) override {
     void* data = nullptr;

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
+#include "cuda/emulator/async.h"
 #include "cuda/runtime/emulated_memory.h"
 #include "cuda/runtime/emulated_stream.h"
 
@@ -68,6 +69,10 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     DrainAll();  // as cudaFree does
     TANDEM_RETURN_IF_ERROR(Named("Free", memory_.Free(data)));
     return Enter("Free");
+  }
+  absl::StatusOr<TensorMap> EncodeTensorMap(const TensorMapSpec& spec) override {
+    TANDEM_RETURN_IF_ERROR(Enter("EncodeTensorMap"));
+    return emulator::EncodeTensorMap(spec);
   }
   absl::StatusOr<void*> AllocatePinned(int64_t bytes) override {
     TANDEM_RETURN_IF_ERROR(Enter("AllocatePinned"));

@@ -19,6 +19,7 @@
 #include "core/backend.h"
 #include "cuda/device_probe.h"
 #include "cuda/kernel_function.h"
+#include "cuda/runtime/tensor_map.h"
 
 namespace tandem::cuda {
 
@@ -58,6 +59,9 @@ class Runtime {
   // Page-locked host memory, which copies read and write asynchronously.
   virtual absl::StatusOr<void*> AllocatePinned(int64_t bytes) = 0;
   virtual absl::Status FreePinned(void* data) = 0;
+
+  // For bulk tensor copies of kernels (compute capability 9.0 and up). Holds spec.data's address.
+  virtual absl::StatusOr<TensorMap> EncodeTensorMap(const TensorMapSpec& spec) = 0;
 
   // Tells memory checkers that only the first `used` bytes of an allocation of `bytes` are in use
   // (0: it lies in a pool). No work may be under way on it.
