@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 namespace tandem::cuda {
@@ -17,6 +18,7 @@ struct KernelFunction {
   const void* gpu = nullptr;                       // what cudaLaunchKernelExC takes
   void (*emulated)(const void* params) = nullptr;  // the body of one CUDA thread
   size_t params_bytes = 0;
+  size_t address_bytes = SIZE_MAX;  // the first of them, which alone may hold addresses
 
   explicit operator bool() const { return gpu != nullptr || emulated != nullptr; }
 };

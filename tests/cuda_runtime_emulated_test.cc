@@ -202,22 +202,6 @@ TEST_F(EmulatedRuntimeTest, FaultsHitTheCallTheyAreMeantFor) {
   EXPECT_TRUE(runtime_->Memory(kDevice).ok());
 }
 
-TEST_F(EmulatedRuntimeTest, ErrorsOfKernelsAreReportedOnceByAWait) {
-  KernelFunction broken;
-  broken.name = "broken";  // has no form at all
-  int* device = AllocateInts(1);
-  int* pinned = PinnedInts(1);
-  pinned[0] = 3;
-  ASSERT_TRUE(runtime_->Fill(stream_.get(), device, 0, 4).ok());
-  ASSERT_TRUE(runtime_->Launch(stream_.get(), broken, {}, nullptr).ok());
-  EXPECT_FALSE(runtime_->Synchronize(stream_.get()).ok());
-  EXPECT_TRUE(runtime_->Synchronize(stream_.get()).ok());
-  ASSERT_TRUE(runtime_->Copy(stream_.get(), pinned, device, 4).ok());
-  ASSERT_TRUE(runtime_->Synchronize(stream_.get()).ok());
-  EXPECT_EQ(pinned[0], 0);
-  EXPECT_TRUE(runtime_->FreePinned(pinned).ok());
-}
-
 TEST_F(EmulatedRuntimeTest, GraphsRepeatWhatWasCaptured) {
   int* device = AllocateInts(2);
   int* pinned = PinnedInts(2);

@@ -1,5 +1,6 @@
 #include "cuda/runtime/emulated_runtime.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -104,8 +105,8 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     TANDEM_RETURN_IF_ERROR(Enter("CreateStream"));
     TANDEM_RETURN_IF_ERROR(CheckDevice("CreateStream", device));
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto stream =
-        std::make_unique<EmulatedStream>(options_.seed + ++streams_made_, options_.jitter);
+    auto stream = std::make_unique<EmulatedStream>(options_.seed + ++streams_made_, options_.jitter,
+                                                   lost_by_);
     StreamHandle handle{stream.get()};
     streams_[handle.value] = std::move(stream);
     return handle;
@@ -119,17 +120,14 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
       stream = std::move(found->second);
       streams_.erase(found);
     }
-    const absl::Status status = stream->Drain();
-    stream.reset();
-    TANDEM_RETURN_IF_ERROR(Enter("DestroyStream"));
-    return status;
+    stream.reset();  // does its work
+    return Enter("DestroyStream");
   }
   absl::Status Synchronize(StreamHandle handle) override {
     TANDEM_ASSIGN_OR_RETURN(EmulatedStream * stream, Find("Synchronize", handle));
     if (stream->capturing()) return InvalidArgument("Synchronize: the stream is being captured");
-    const absl::Status work = stream->Drain();
-    TANDEM_RETURN_IF_ERROR(Enter("Synchronize"));
-    return work;
+    stream->Drain();
+    return Enter("Synchronize");
   }
   absl::StatusOr<bool> Finished(StreamHandle handle) override {
     TANDEM_RETURN_IF_ERROR(Enter("Finished"));
@@ -162,7 +160,9 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
                     return absl::OkStatus();
                   },
                   Seconds(bytes)});
-    return pageable ? stream->Drain() : absl::OkStatus();
+    if (!pageable) return absl::OkStatus();
+    stream->Drain();
+    return Lost("Copy");
   }
   absl::Status Fill(StreamHandle handle, void* destination, uint8_t byte, int64_t bytes) override {
     TANDEM_RETURN_IF_ERROR(Enter("Fill"));
@@ -186,6 +186,10 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
                       const LaunchConfig& config, const void* params) override {
     TANDEM_RETURN_IF_ERROR(Enter("Launch"));
     TANDEM_ASSIGN_OR_RETURN(EmulatedStream * stream, Find("Launch", handle));
+    if (function.emulated == nullptr) {
+      return absl::InternalError(
+          absl::StrCat("Launch ", function.name, ": it was not built for cuda:emulated"));
+    }
     TANDEM_RETURN_IF_ERROR(CheckParameters(function, params));
     const auto* bytes = static_cast<const char*>(params);
     // In 16-byte units: aligned as any parameter struct is.
@@ -207,7 +211,7 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
                     function(data);
                     return absl::OkStatus();
                   },
-                  Seconds(0), /*unconditional=*/true});
+                  Seconds(0)});
     return absl::OkStatus();
   }
 
@@ -325,6 +329,8 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     return happened_;
   }
   void Heal() override {
+    DrainAll();
+    lost_by_.Clear();
     const std::lock_guard<std::mutex> lock(mutex_);
     armed_ = lost_ = false;
   }
@@ -359,7 +365,13 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
       lost_ = true;
     }
     if (lost_) return absl::UnavailableError(absl::StrCat(call, ": the device is lost (injected)"));
-    return absl::OkStatus();
+    return Lost(call);
+  }
+  // By the error of a kernel.
+  absl::Status Lost(const char* call) const {
+    const absl::Status error = lost_by_.status();
+    if (error.ok()) return error;
+    return absl::UnavailableError(absl::StrCat(call, ": the device is lost: ", Message(error)));
   }
 
   static absl::Status Named(const char* call, const absl::Status& status) {
@@ -396,7 +408,8 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
   // Parameters that are addresses of the device must be in use. An address one past the end of an
   // allocation belongs to an empty tensor.
   absl::Status CheckParameters(const KernelFunction& function, const void* params) {
-    for (size_t at = 0; at + sizeof(void*) <= function.params_bytes; at += sizeof(void*)) {
+    const size_t bytes = std::min(function.params_bytes, function.address_bytes);
+    for (size_t at = 0; at + sizeof(void*) <= bytes; at += sizeof(void*)) {
       const char* address = nullptr;
       std::memcpy(&address, static_cast<const char*>(params) + at, sizeof(address));
       if (!memory_.Contains(address) || memory_.Check(address, 0).ok() ||
@@ -408,7 +421,6 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     }
     return absl::OkStatus();
   }
-  // Errors stay with their streams.
   void DrainAll() {
     std::vector<std::shared_ptr<EmulatedEvent>> ends;
     {
@@ -434,6 +446,7 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
   const EmulatedRuntimeOptions options_;
   const DeviceInfo info_;
   EmulatedMemory memory_;
+  EmulatedFault lost_by_;
   mutable std::mutex mutex_;
   std::map<char*, int64_t> pinned_;  // bytes by address
   std::map<void*, std::unique_ptr<EmulatedStream>> streams_;

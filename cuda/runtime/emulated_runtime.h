@@ -5,11 +5,14 @@
 //   streams     a host thread each: work runs later, and at the same time as other streams'
 //   memory      a limit; addresses are checked: freed, beyond the end, of another device. Copies
 //               from and to host memory that is not pinned wait for the stream, as they may there
-//   faults      any call can be made to fail, once or for good (the device is lost)
+//   faults      any call can be made to fail, once or for good (the device is lost). A kernel that
+//               does what it must not loses the device: work queued on any stream is dropped, host
+//               functions are not called, and from some call on, at the latest the next that waits,
+//               every call returns that error (Unavailable). What is refused at once (a bad
+//               address, no memory) loses nothing
 //   clock       virtual, for events: latency and bandwidth of a made-up device, with jitter
 //   stats       what is alive: a leak is a number
-// Unlike a GPU it survives the errors of kernels: the stream's next wait reports them, once, and
-// drops the work in between.
+// A lost device is found again by a new runtime, as by a new process on a GPU, or by Heal().
 #pragma once
 
 #include <cstdint>
@@ -63,7 +66,7 @@ class EmulatedRuntime : public Runtime {
   virtual void Inject(const Fault& fault) = 0;
   // Has the fault happened? From then on calls work again, unless the device was lost.
   virtual bool fault_happened() const = 0;
-  // Forgets the fault, and finds a lost device.
+  // Forgets the fault, and finds a lost device, with all that is alive on it. Waits for its work.
   virtual void Heal() = 0;
   virtual EmulatedStats stats() const = 0;
   virtual int64_t calls() const = 0;

@@ -33,8 +33,27 @@ bool EmulatedEvent::Completed(int64_t number) const {
   return completed_ >= number;
 }
 
-EmulatedStream::EmulatedStream(uint64_t seed, double jitter)
-    : jitter_(jitter), random_(seed), worker_([this] { Work(); }) {}
+void EmulatedFault::Set(const absl::Status& status) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!status_.ok()) return;
+  status_ = status;
+  happened_.store(true, std::memory_order_relaxed);
+}
+
+void EmulatedFault::Clear() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  status_ = absl::OkStatus();
+  happened_.store(false, std::memory_order_relaxed);
+}
+
+absl::Status EmulatedFault::status() const {
+  if (!happened()) return absl::OkStatus();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return status_;
+}
+
+EmulatedStream::EmulatedStream(uint64_t seed, double jitter, EmulatedFault& fault)
+    : jitter_(jitter), fault_(fault), random_(seed), worker_([this] { Work(); }) {}
 
 EmulatedStream::~EmulatedStream() {
   {
@@ -55,10 +74,9 @@ void EmulatedStream::Push(EmulatedTask task) {
   changed_.notify_all();
 }
 
-absl::Status EmulatedStream::Drain() {
+void EmulatedStream::Drain() {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [&] { return queue_.empty() && !busy_; });
-  return std::exchange(error_, absl::OkStatus());
 }
 
 bool EmulatedStream::idle() const {
@@ -80,7 +98,7 @@ void EmulatedStream::Work() {
     if (queue_.empty()) return;
     const EmulatedTask task = std::move(queue_.front());
     queue_.pop_front();
-    if (!error_.ok() && !task.unconditional) {
+    if (fault_.happened() && !task.unconditional) {
       changed_.notify_all();
       continue;
     }
@@ -89,10 +107,10 @@ void EmulatedStream::Work() {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX
     const double uniform = static_cast<double>(random_ >> 11) * 0x1p-53;
     now_ += task.seconds * (1.0 + jitter_ * uniform);
-    absl::Status status = task.run(*this);
+    const absl::Status status = task.run(*this);
+    if (!status.ok()) fault_.Set(status);
     lock.lock();
     busy_ = false;
-    if (!status.ok() && error_.ok()) error_ = std::move(status);
     changed_.notify_all();
   }
 }

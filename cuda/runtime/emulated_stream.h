@@ -1,10 +1,11 @@
 // Streams and events of the emulated device: a host thread per stream, which does the stream's work
 // in order while the host goes on, and a clock per stream that no real clock moves.
 //
-// Mutexes are per stream and per event, so that ThreadSanitizer sees no order between two streams
-// that the program did not make.
+// Mutexes are per stream and per event, and the flag of a fault is relaxed, so that ThreadSanitizer
+// sees no order between two streams that the program did not make.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -25,7 +26,22 @@ class EmulatedStream;
 struct EmulatedTask {
   std::function<absl::Status(EmulatedStream&)> run;
   double seconds = 0.0;        // that it takes on the virtual clock
-  bool unconditional = false;  // runs even after an error: what others wait for
+  bool unconditional = false;  // runs even after a fault: what others wait for
+};
+
+// The error of a piece of work after which a device does no more.
+class EmulatedFault {
+ public:
+  // Later ones are not kept.
+  void Set(const absl::Status& status);
+  void Clear();
+  bool happened() const { return happened_.load(std::memory_order_relaxed); }
+  absl::Status status() const;
+
+ private:
+  std::atomic<bool> happened_ = false;
+  mutable std::mutex mutex_;
+  absl::Status status_;
 };
 
 // Refers to its latest recording, as an event of CUDA does.
@@ -50,8 +66,9 @@ class EmulatedEvent {
 
 class EmulatedStream {
  public:
-  // Durations vary by up to `jitter` (0.1: 10 %), from `seed`.
-  EmulatedStream(uint64_t seed, double jitter);
+  // Durations vary by up to `jitter` (0.1: 10 %), from `seed`. `fault`, of all streams of a device,
+  // must live longer.
+  EmulatedStream(uint64_t seed, double jitter, EmulatedFault& fault);
   // Does all work first.
   ~EmulatedStream();
   EmulatedStream(const EmulatedStream&) = delete;
@@ -59,8 +76,8 @@ class EmulatedStream {
 
   // Appends work, or records it while capturing.
   void Push(EmulatedTask task);
-  // Waits until all work is done; the first error of it, which is then forgotten.
-  absl::Status Drain();
+  // Waits until all work is done, or dropped after a fault.
+  void Drain();
   bool idle() const;
 
   // Between these, work is recorded.
@@ -76,6 +93,7 @@ class EmulatedStream {
   void Work();
 
   const double jitter_;
+  EmulatedFault& fault_;
   uint64_t random_;
   double now_ = 0.0;  // of the worker
   std::optional<std::vector<EmulatedTask>> captured_;
@@ -85,7 +103,6 @@ class EmulatedStream {
   std::deque<EmulatedTask> queue_;
   bool busy_ = false;
   bool stopping_ = false;
-  absl::Status error_;
   std::thread worker_;
 };
 

@@ -10,6 +10,7 @@
 #include "dispatch/ops.h"
 #include "dispatch/registry.h"
 #include "tests/cases/all_cases.h"
+#include "tests/cases/renewable_context.h"
 
 namespace tandem::cases {
 namespace {
@@ -44,11 +45,11 @@ class Checker {
         context_options.cuda = Contains(options_.devices, "cuda");
         context_options.cuda_emulated = Contains(options_.devices, "cuda:emulated");
         if (!schedule.empty()) context_options.cuda_schedule = schedule;
-        TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<Context> context,
-                                Context::Create(context_options));
+        TANDEM_ASSIGN_OR_RETURN(RenewableContext context,
+                                RenewableContext::Create(context_options));
         isa_ = isa.empty() ? "native" : isa;
         ForEachCaseType([&]<typename Case>() {
-          if (status.ok()) status = CheckOp<Case>(*context);
+          if (status.ok()) status = CheckOp<Case>(context);
         });
         TANDEM_RETURN_IF_ERROR(status);
       }
@@ -127,12 +128,15 @@ class Checker {
   }
 
   template <typename Case>
-  absl::Status CheckOp(Context& context) {
+  absl::Status CheckOp(RenewableContext& context) {
     TANDEM_ASSIGN_OR_RETURN(const std::vector<Case> cases, Cases<Case>());
     progress_.op = Name(Case::Args::kOp);
+    std::vector<DeviceKind> kinds;
     int64_t devices = 0;  // that have kernels
-    for (DeviceKind kind : context.devices_present()) {
-      devices += Chosen(*context.device(kind)) && !KernelsOf<typename Case::Args>(kind).empty();
+    for (DeviceKind kind : context->devices_present()) {
+      if (!Chosen(*context->device(kind))) continue;
+      kinds.push_back(kind);
+      devices += !KernelsOf<typename Case::Args>(kind).empty();
     }
     if (devices == 0) {
       progress_.done += static_cast<int64_t>(cases.size());
@@ -144,21 +148,20 @@ class Checker {
         return InvalidArgument("case '", CaseText(c), "': ", Message(prepared.status()));
       }
       std::vector<DeviceRun> runs;
-      for (DeviceKind kind : context.devices_present()) {
-        ContextDevice& device = *context.device(kind);
-        if (!Chosen(device)) continue;
-        const std::string device_name = Name(device.backend->device());
-        const Target target = {
-            .backend = device.backend.get(),
-            .stream = device.stream.get(),
-            .pack = [&](const TensorView& weights) { return PackWeights(context, weights); },
-            .keep_outputs = devices > 1};
+      for (DeviceKind kind : kinds) {
+        const std::string device_name = Name(context->device(kind)->backend->device());
         const auto kernels = KernelsOf<typename Case::Args>(kind);
         bool ran = kernels.empty();
         for (const auto& kernel : kernels) {
           if (!options_.kernels.empty() && !Contains(options_.kernels, kernel.name)) continue;
           kernels_seen_.insert(std::string(kernel.name));
+          const Target target = {
+              .backend = context->device(kind)->backend.get(),
+              .stream = context->device(kind)->stream.get(),
+              .pack = [&](const TensorView& weights) { return PackWeights(*context, weights); },
+              .keep_outputs = devices > 1};
           Outcome outcome = RunPrepared(*prepared, kernel, target);
+          if (outcome.failed()) context.RenewIfLost(kind);
           ran = ran || outcome.kind != Outcome::Kind::kUnsupported;
           Record(Row(OpNameOf<Case>(), device_name, kernel.name, c.DTypeLabel()), outcome);
           if (devices > 1) {
