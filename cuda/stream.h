@@ -51,7 +51,14 @@ class CudaStream : public Stream {
   template <typename Params>
   absl::Status Launch(const KernelFunction& function, const LaunchConfig& config,
                       const Params& params) {
-    return LaunchBytes(function, config, &params, sizeof(Params));
+    // What lies between the fields would be anything, also a number that looks like an address.
+    Params own = params;
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(&own);
+#endif
+#endif
+    return LaunchBytes(function, config, &own, sizeof(Params));
   }
 
  private:

@@ -11,43 +11,17 @@
 #include "core/status.h"
 #include "cuda/caching_allocator.h"
 #include "cuda/runtime/emulated_runtime.h"
-#include "cuda/stream.h"
 #include "dispatch/mask_cache.h"
 #include "dispatch/ops.h"
 #include "dispatch/run.h"
 #include "dispatch/streaming_mask.h"
 #include "tests/cases/all_cases.h"
-#include "tests/sanitizers.h"
+#include "tests/emulated_context.h"
 
 namespace tandem::cases {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr Device kEmulated = {DeviceKind::kCuda, kEmulatedDevice};
-
-std::unique_ptr<Context> EmulatedContext(bool forced) {
-  ContextOptions options;
-  options.threads = 1;
-  options.cuda_emulated = true;
-  options.kernel_profile = "off";
-  if (forced) options.device = DeviceKind::kCuda;
-  auto context = Context::Create(options);
-  EXPECT_TRUE(context.ok()) << context.status();
-  return *std::move(context);
-}
-
-cuda::EmulatedRuntime& RuntimeOf(Context& context) {
-  auto& stream = static_cast<cuda::CudaStream&>(*context.device(DeviceKind::kCuda)->stream);
-  return static_cast<cuda::EmulatedRuntime&>(stream.runtime());
-}
-
-// Device memory in use but for the context's own.
-int64_t InUse(Context& context) {
-  const ContextDevice& device = *context.device(DeviceKind::kCuda);
-  return device.backend->allocator().bytes_in_use() -
-         (device.scratch ? device.scratch->bytes() : 0);
-}
 
 // Runs a case on host operands by the public path. The problem, or an empty string; `unchanged`
 // says whether the outputs hold what they did.
@@ -92,23 +66,6 @@ TEST(CudaTransfer, EveryOpOfTheShortGrid) {
     }
   });
   EXPECT_GT(ran, 100);
-}
-
-// A few cases per op, the first ones of the grid that run.
-template <typename Case>
-std::vector<Prepared<Case>> FaultCases() {
-  std::vector<Prepared<Case>> chosen;
-  for (const Case& c : Case::Grid(GridSize::kShort)) {
-    if (ExpectedCode(c) != absl::StatusCode::kOk || chosen.size() == 2) continue;
-    auto prepared = Prepare(c);
-    if (!prepared.ok()) continue;
-    const std::vector<Operand>& all = prepared->operands.all();
-    const bool empty = std::any_of(all.begin(), all.end(),
-                                   [](const Operand& operand) { return operand.view.empty(); });
-    // Every call is failed in turn, of runs that make as many calls: few operands only.
-    if (!empty && all.size() <= 24) chosen.push_back(*std::move(prepared));
-  }
-  return chosen;
 }
 
 TEST(CudaFaults, EveryCallOfEveryOpMayFail) {

@@ -1,8 +1,7 @@
 #include "cuda/kernels/device_list.h"
 
-#include <vector>
-
 #include "core/status.h"
+#include "cuda/kernels/stager.h"
 #include "cuda/stream.h"
 
 namespace tandem::cuda {
@@ -25,20 +24,16 @@ absl::StatusOr<DeviceTable> StageTable(const KernelContext& context, const Tenso
                        table.stride(-1)};
   }
   const int64_t rows = table.rank() == 2 ? table.dim(0) : 1, columns = table.dim(-1);
-  // Copies from pageable memory have left it when the call returns: the vector may go.
-  std::vector<int32_t> values;
-  values.reserve(static_cast<size_t>(rows * columns));
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      values.push_back(
-          *table.At<int32_t>((table.rank() == 2 ? i * table.stride(0) : 0) + j * table.stride(-1)));
-    }
-  }
   auto* data = context.workspace->Take<int32_t>(rows * columns);
   if (!context.workspace->ok()) return absl::InternalError("workspace too small for a list");
-  CudaStream& stream = CudaStream::Of(context);
-  TANDEM_RETURN_IF_ERROR(
-      stream.runtime().Copy(stream.handle(), data, values.data(), rows * columns * 4));
+  Stager stager(CudaStream::Of(context), data);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      TANDEM_RETURN_IF_ERROR(stager.Put(static_cast<uint32_t>(*table.At<int32_t>(
+          (table.rank() == 2 ? i * table.stride(0) : 0) + j * table.stride(-1)))));
+    }
+  }
+  TANDEM_RETURN_IF_ERROR(stager.Flush());
   return DeviceTable{data, columns, 1};
 }
 

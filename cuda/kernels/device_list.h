@@ -1,5 +1,5 @@
 // Lists of lengths and indices as kernels read them, from device memory. A list that the caller has
-// in host memory is copied to scratch first.
+// in host memory is written to scratch first (stager.h); the caller may change it on return.
 #pragma once
 
 #include <cstdint>

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <vector>
 
 #include "core/status.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels/stager.h"
 #include "cuda/kernels/to_device_tensor.h"
 #include "cuda/stream.h"
 
@@ -20,17 +20,16 @@ int64_t WorkspaceBytes(const KernelContext&, const MergeAttentionArgs& args) {
 
 absl::Status Run(const KernelContext& context, const MergeAttentionArgs& args) {
   CudaStream& stream = CudaStream::Of(context);
-  std::vector<MergePart> parts;
-  for (size_t i = 0; i < args.out_parts.size(); ++i) {
-    parts.push_back({ToDeviceTensor(args.out_parts[i]), ToDeviceTensor(args.lse_parts[i])});
-  }
   auto* table = context.workspace->Take<MergePart>(args.parts());
   if (!context.workspace->ok()) {
     return absl::InternalError("merge_attention: workspace too small");
   }
-  TANDEM_RETURN_IF_ERROR(
-      stream.runtime().Copy(stream.handle(), table, parts.data(),
-                            static_cast<int64_t>(parts.size() * sizeof(MergePart))));
+  Stager stager(stream, table);
+  for (size_t i = 0; i < args.out_parts.size(); ++i) {
+    const MergePart part = {ToDeviceTensor(args.out_parts[i]), ToDeviceTensor(args.lse_parts[i])};
+    TANDEM_RETURN_IF_ERROR(stager.Put(&part, sizeof(part)));
+  }
+  TANDEM_RETURN_IF_ERROR(stager.Flush());
   const MergeAttentionParams params = {table, args.parts(), ToDeviceTensor(args.out),
                                        ToDeviceTensor(args.lse)};
   LaunchConfig config;
