@@ -323,7 +323,7 @@ void RegisterAll() {
       for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
         const std::string suffix = "/" + std::string(shape.name) + "/" + std::string(Name(dtype));
         for (bool cold : {false, true}) {
-          for (int64_t keys : {64, 256, 1024, 4096, 16384, 65536}) {
+          for (int64_t keys : {64, 128, 256, 512, 1024, 4096, 16384, 65536}) {
             Register(
                 "Decode" + suffix + (cold ? "/cold" : "/hot") + "/keys:" + std::to_string(keys),
                 threads,

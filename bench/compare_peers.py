@@ -1,15 +1,27 @@
 #!/usr/bin/env python3
-"""Measures Tandem against llama.cpp (tokens per second) and PyTorch (attention), in one run.
+"""Measures Tandem beside llama.cpp (tokens per second, flash attention) and PyTorch (attention), in
+one run.
 
-    compare_peers.py -m MODEL.gguf [-m OTHER.gguf] --threads 1,2 --repeat 5
-    compare_peers.py --only attention --threads 1,2
+    compare_peers.py --models FOLDER                    everything; half an hour on 2 cores
+    compare_peers.py --models FOLDER --quick            one turn each, fewer tokens
+    compare_peers.py --models FOLDER --formats f16,q4_k --threads 1
+    compare_peers.py --only attention
+    compare_peers.py --models FOLDER --llama-blas BUILD/bin --hold "nice -n -5"
 
-Models: llama.cpp and Tandem take turns, so that a drifting machine hurts both alike; each turn is one
-prompt (pp) and one generation (tg) after a warm-up, as llama-bench does it. Reported: medians, and
-the median of the ratios of neighbouring turns. Attention: torch scaled_dot_product_attention at the
-shapes that bench/ uses, beside the machine's read bandwidth and sgemm rate in the same process.
-Writes peers.json and peers.md into --out (default docs/results). Needs torch, numpy, and
-llama-cpp-python built for this machine. Run it on a quiet machine.
+Models: one random model of TinyLlama's shape (1.1B parameters) in every format, in FOLDER. Missing
+files are made there: f32 by tools/make_random_gguf.py, the others from it by `tandem quantize`.
+Every measured step (one program, one model: load, warm up, one prompt, one generation) is a process
+of its own of well under a minute, run behind the command --hold, with which a shared machine can be
+kept quiet for just that long. Tandem, llama.cpp and llama.cpp with its BLAS back end take turns, so
+that a drifting machine hurts all alike. Reported: medians over the turns, and the median of the ratios
+within a turn. --llama-blas names the libraries of a second build of llama.cpp, of the version of
+llama-cpp-python, with -DGGML_BLAS=ON (see tools/llama_cpp_peer.py); it only takes part in prompts:
+single tokens never reach BLAS. Attention: Tandem's attention_bench, scaled_dot_product_attention of
+PyTorch (f32), and llama.cpp's flash attention (f32 and f16 caches) take turns in the same way.
+
+Tandem chooses kernels in the fixed order unless TANDEM_KERNEL_PROFILE says otherwise. Writes
+peers.json and peers.md into --out. Needs torch, numpy, gguf, and llama-cpp-python built for this
+machine.
 """
 
 from __future__ import annotations
@@ -20,21 +32,18 @@ import json
 import os
 import pathlib
 import platform
-import statistics
+import shlex
 import subprocess
 import sys
-import time
+
+import peer_report
+from peer_step import ATTENTION_SHAPES, DECODE_LENGTHS, PREFILL_LENGTHS, WARM_UP_TOKENS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-
-ATTENTION_SHAPES = ((32, 8, 128), (32, 4, 64))  # query heads, kv heads, head_dim
-DECODE_LENGTHS = (64, 1024, 16384, 65536)
-PREFILL_LENGTHS = (128, 512, 2048)
-DRAM_BYTES = 1 << 30  # far beyond any last-level cache
-GEMM_SIZE = 1024
-RATES = ("prompt_tokens_per_second", "generation_tokens_per_second",
-         "prompt_tokens_per_cpu_second", "generation_tokens_per_cpu_second")
+FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k")
+# One short, one full set of turns.
+QUICK = {"turns": 1, "gen_tokens": 16, "seconds": 0.03}
+FULL = {"turns": 3, "gen_tokens": 32, "seconds": 0.1}
 
 
 def cpu_name() -> str:
@@ -48,221 +57,166 @@ def cpu_name() -> str:
 
 
 def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
-def tandem_turn(tandem: str, model: str, threads: int, args) -> dict:
-    command = [tandem, "bench-model", "-m", model, "--prompt-tokens", str(args.prompt_tokens),
-               "--gen-tokens", str(args.gen_tokens), "--threads", str(threads),
-               "--repetitions", "1", "--json"]
-    command += args.tandem_arg
-    result = subprocess.run(command, capture_output=True, text=True)
+def run(command: list, environment: dict[str, str] | None = None) -> str:
+    command = [str(c) for c in command]
+    result = subprocess.run(command, capture_output=True, text=True,
+                            env={**os.environ, **(environment or {})})
     if result.returncode != 0:
-        sys.exit(f"{' '.join(command)}\nexit code {result.returncode}\n{result.stderr}")
-    return {**json.loads(result.stdout), "model": pathlib.Path(model).name}
+        sys.exit(f"{shlex.join(command)}\nexit code {result.returncode}\n{result.stderr}")
+    return result.stdout
 
 
-def measure_model(model: str, threads: int, args) -> dict:
-    import llama_cpp_peer
+class Steps:
+    """Runs measured steps behind the command of --hold."""
 
-    tandem = None
-    if not args.skip_tandem:
-        import compare_llama_cpp
+    def __init__(self, args):
+        self.args, self.hold = args, shlex.split(args.hold)
+        self.tandem = args.build / "tandem"
+        self.environment = {"TANDEM_KERNEL_PROFILE": os.environ.get("TANDEM_KERNEL_PROFILE", "off")}
 
-        tandem = compare_llama_cpp.find_tandem(args.tandem)
-    size = pathlib.Path(model).stat().st_size
-    context = args.prompt_tokens + args.gen_tokens
+    def _python(self, *command, environment=None) -> dict:
+        script = ROOT / "bench" / "peer_step.py"
+        return json.loads(run([*self.hold, sys.executable, script, *command], environment))
+
+    def tandem_model(self, model: pathlib.Path, threads: int) -> dict:
+        return json.loads(run(
+            [*self.hold, self.tandem, "bench-model", "-m", model, "--threads", threads,
+             "--prompt-tokens", self.args.prompt_tokens, "--gen-tokens", self.args.gen_tokens,
+             "--repetitions", 1, "--warm-up-tokens", WARM_UP_TOKENS, "--json",
+             *self.args.tandem_arg], self.environment))
+
+    def llama_model(self, model: pathlib.Path, threads: int, blas: bool) -> dict:
+        environment = {"LLAMA_CPP_LIB_PATH": str(self.args.llama_blas)} if blas else None
+        step = self._python(
+            "llama", "-m", model, "--threads", threads, "--prompt-tokens", self.args.prompt_tokens,
+            "--gen-tokens", 0 if blas else self.args.gen_tokens, environment=environment)
+        if blas != ("BLAS" in step["backends"]):
+            sys.exit(f"llama.cpp has the back ends {step['backends']}, expected BLAS: {blas}")
+        return step
+
+    def tandem_attention(self, threads: int) -> dict:
+        program = self.args.build / "bench" / "attention_bench"
+        decode, prefill = ("|".join(map(str, x)) for x in (DECODE_LENGTHS, PREFILL_LENGTHS))
+        chosen = (f"^(Decode/.*/(f32|f16)/hot/keys:({decode})|Prefill/.*/f32/length:({prefill}))"
+                  f"/threads:{threads}(/real_time)?$")
+        rows = json.loads(run(
+            [*self.hold, program, "--benchmark_format=json", f"--benchmark_filter={chosen}",
+             f"--benchmark_min_time={self.args.seconds}"], self.environment))["benchmarks"]
+        to_seconds = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+        seconds = {}
+        for row in rows:
+            name = row["name"].split("/threads:")[0]
+            seconds[name] = row["real_time"] * to_seconds[row["time_unit"]]
+        return {"seconds": seconds}
+
+    def peer_attention(self, what: str, threads: int) -> dict:
+        return self._python(what, "--threads", threads, "--seconds", self.args.seconds)
+
+
+def find_models(args) -> dict[str, pathlib.Path]:
+    """The files of --formats; makes those that are missing."""
+    args.models.mkdir(parents=True, exist_ok=True)
+    paths = {f: args.models / f"random-1.1b-{f}.gguf" for f in args.formats}
+    source = args.models / "random-1.1b-f32.gguf"
+
+    def make(path: pathlib.Path, command: list) -> None:
+        note(f"making {path.name}")
+        partial = path.with_suffix(".part")
+        run([*command(partial)])
+        partial.rename(path)
+
+    missing = [f for f in args.formats if not paths[f].exists()]
+    if missing and not source.exists():
+        script = ROOT / "tools" / "make_random_gguf.py"
+        make(source, lambda out: [sys.executable, script, "--preset", "tinyllama-1.1b", "--dtype",
+                                  "F32", "-o", out])
+    for dtype in missing:
+        if dtype != "f32":
+            make(paths[dtype], lambda out: [args.build / "tandem", "quantize", source, out,
+                                            "--type", dtype])
+    return paths
+
+
+def measure_model(steps: Steps, dtype: str, model: pathlib.Path, threads: int, args) -> dict:
     turns = []
-    with llama_cpp_peer.Peer(model, threads=threads, context=context, flash_attention=None) as peer:
-        peer.prompt_seconds(args.prompt_tokens)  # warm-up: faults the file in, starts the threads
-        peer.generation_seconds(1)
-        for i in range(args.repeat):
-            turn = {"llama_cpp": {}}
-            for what, count, run in (("prompt", args.prompt_tokens, peer.prompt_seconds),
-                                     ("generation", args.gen_tokens, peer.generation_seconds)):
-                cpu = time.process_time()
-                turn["llama_cpp"][f"{what}_tokens_per_second"] = count / run(count, seed=i)
-                cpu = time.process_time() - cpu
-                turn["llama_cpp"][f"{what}_tokens_per_cpu_second"] = count / cpu
-            if tandem:
-                turn["tandem"] = tandem_turn(tandem, model, threads, args)
-            turns.append(turn)
-            note(f"{pathlib.Path(model).name} {threads} threads {i + 1}/{args.repeat}: " + ", ".join(
-                f"{who} pp {v['prompt_tokens_per_second']:.1f} "
-                f"tg {v['generation_tokens_per_second']:.2f}" for who, v in turn.items()))
-    entry = {"model": pathlib.Path(model).name, "file_bytes": size, "threads": threads,
-             "prompt_tokens": args.prompt_tokens, "gen_tokens": args.gen_tokens, "turns": turns,
-             "median": {}, "ratio": {}}
-    for who in turns[0]:
-        entry["median"][who] = {k: statistics.median(t[who][k] for t in turns) for k in RATES}
-    if tandem:
-        for k in RATES:
-            ratios = [t["tandem"][k] / t["llama_cpp"][k] for t in turns]
-            entry["ratio"][k] = {"median": statistics.median(ratios), "min": min(ratios),
-                                 "max": max(ratios)}
-        median = {k: statistics.median(t["tandem"][k] for t in turns)
-                  for k in ("model_bytes", "kv_bytes_per_token", "read_bandwidth_gbps")}
-        entry.update(median)
-        # Each step reads the weights once and, on average, half of the final cache.
-        step = median["model_bytes"] + median["kv_bytes_per_token"] * args.gen_tokens / 2
-        limit = median["read_bandwidth_gbps"] * 1e9 / step
-        entry["generation_limit_tokens_per_second"] = limit
-        entry["share_of_limit"] = {
-            who: entry["median"][who]["generation_tokens_per_second"] / limit for who in turns[0]}
-    return entry
+    for i in range(args.turns):
+        turn = {"tandem": steps.tandem_model(model, threads),
+                "llama_cpp": steps.llama_model(model, threads, blas=False)}
+        if args.llama_blas:
+            turn["llama_cpp_blas"] = steps.llama_model(model, threads, blas=True)
+        turns.append(turn)
+        note(f"{dtype} {threads} threads {i + 1}/{args.turns}: " + ", ".join(
+            f"{who} pp {v['prompt_tokens_per_second']:.1f} "
+            f"tg {v.get('generation_tokens_per_second', 0):.2f}" for who, v in turn.items()))
+    return {"format": dtype, "file_bytes": model.stat().st_size, "threads": threads, "turns": turns}
 
 
-def median_rate(work: float, call, seconds: float) -> float:
-    """Median rate (work per second) of repeated calls over about `seconds`, after one warm-up."""
-    call()
-    times, start = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < seconds:
-        t = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - t)
-    return work / statistics.median(times)
-
-
-def measure_attention(threads: int, args) -> dict:
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(1)
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    big = torch.ones(DRAM_BYTES // 4)
-    a, b = torch.randn(GEMM_SIZE, GEMM_SIZE), torch.randn(GEMM_SIZE, GEMM_SIZE)
-    entry = {
-        "threads": threads,
-        "read_gbps": median_rate(DRAM_BYTES / 1e9, big.sum, args.seconds),
-        "sgemm_gflops": median_rate(2 * GEMM_SIZE**3 / 1e9, lambda: a @ b, args.seconds),
-        "decode": [], "prefill": [],
-    }
-    del big
-    for heads, kv_heads, dim in ATTENTION_SHAPES:
-        for length in DECODE_LENGTHS:
-            for dtype in (torch.float32, torch.bfloat16):
-                q = torch.randn(1, heads, 1, dim, dtype=dtype)
-                k = torch.randn(1, kv_heads, length, dim, dtype=dtype)
-                v = torch.randn(1, kv_heads, length, dim, dtype=dtype)
-                work = (k.nbytes + v.nbytes) / 1e9
-                rate = median_rate(work, lambda: sdpa(q, k, v, enable_gqa=True), args.seconds)
-                entry["decode"].append({
-                    "heads": heads, "kv_heads": kv_heads, "head_dim": dim, "kv_length": length,
-                    "dtype": str(dtype).removeprefix("torch."), "gbps": rate})
-        for length in PREFILL_LENGTHS:
-            q = torch.randn(1, heads, length, dim)
-            k, v = (torch.randn(1, kv_heads, length, dim) for _ in range(2))
-            work = 2 * heads * dim * length * (length + 1) / 1e9  # two products, visible pairs only
-            rate = median_rate(
-                work, lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True), args.seconds)
-            entry["prefill"].append({
-                "heads": heads, "kv_heads": kv_heads, "head_dim": dim, "length": length,
-                "dtype": "float32", "gflops": rate})
-    note(f"attention, {threads} threads: done")
-    return entry
-
-
-def model_table(entries: list[dict], per: str) -> list[str]:
-    """`per` is "second", or "cpu_second" (of one thread: what a quiet machine would show)."""
-    lines = ["| model | threads | pp llama.cpp | pp Tandem | ratio | tg llama.cpp | tg Tandem "
-             "| ratio | tg limit | llama.cpp / Tandem share of it |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
-    for e in entries:
-        cells = [e["model"], str(e["threads"])]
-        for key in (f"prompt_tokens_per_{per}", f"generation_tokens_per_{per}"):
-            cells.append(f"{e['median']['llama_cpp'][key]:.2f}")
-            if "tandem" in e["median"]:
-                r = e["ratio"][key]
-                cells += [f"{e['median']['tandem'][key]:.2f}",
-                          f"{r['median']:.2f} ({r['min']:.2f}..{r['max']:.2f})"]
-            else:
-                cells += ["-", "-"]
-        if "share_of_limit" in e and per == "second":
-            share = e["share_of_limit"]
-            cells += [f"{e['generation_limit_tokens_per_second']:.2f}",
-                      f"{100 * share['llama_cpp']:.0f} / {100 * share['tandem']:.0f} %"]
-        else:
-            cells += ["-", "-"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def attention_tables(entries: list[dict]) -> list[str]:
-    lines = ["| threads | read GB/s | sgemm GFLOP/s |", "|---|---|---|"]
-    lines += [f"| {e['threads']} | {e['read_gbps']:.1f} | {e['sgemm_gflops']:.0f} |" for e in entries]
-    for kind, length, unit in (("decode", "kv_length", "gbps"), ("prefill", "length", "gflops")):
-        title = "GB/s over K+V" if kind == "decode" else "GFLOP/s, causal half"
-        lines += ["", f"PyTorch {kind}, {title}:", "",
-                  "| heads/kv x dim | type | length | " +
-                  " | ".join(f"{e['threads']} threads" for e in entries) + " |",
-                  "|---|---|---|" + "---|" * len(entries)]
-        for i, row in enumerate(entries[0][kind]):
-            lines.append(f"| {row['heads']}/{row['kv_heads']}x{row['head_dim']} | {row['dtype']} "
-                         f"| {row[length]} | " +
-                         " | ".join(f"{e[kind][i][unit]:.1f}" for e in entries) + " |")
-    return lines
+def measure_attention(steps: Steps, threads: int, args) -> dict:
+    turns = []
+    for i in range(args.turns):
+        turns.append({"tandem": steps.tandem_attention(threads),
+                      "torch": steps.peer_attention("torch", threads),
+                      "ggml": steps.peer_attention("ggml", threads)})
+        note(f"attention {threads} threads {i + 1}/{args.turns}")
+    return {"threads": threads, "turns": turns}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-m", "--model", action="append", default=[], metavar="FILE")
-    parser.add_argument("--threads", default=str(os.cpu_count()), help="counts, comma separated")
+    parser.add_argument("--models", type=pathlib.Path, metavar="FOLDER",
+                        help="folder of the model files (12 GB for all formats)")
+    parser.add_argument("--formats", default=",".join(FORMATS), help="comma separated")
+    parser.add_argument("--threads", default="1" if os.cpu_count() == 1 else f"1,{os.cpu_count()}",
+                        help="counts, comma separated")
+    parser.add_argument("--quick", action="store_true", help="one turn, fewer tokens")
+    parser.add_argument("--turns", type=int, help="of every program")
     parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--gen-tokens", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=0.5, help="per attention figure")
+    parser.add_argument("--gen-tokens", type=int)
+    parser.add_argument("--seconds", type=float, help="per attention figure and turn")
     parser.add_argument("--only", choices=("models", "attention"))
-    parser.add_argument("--tandem", help="the tandem binary (default: the newest under build*)")
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build",
+                        help="where tandem and bench/attention_bench are")
     parser.add_argument("--tandem-arg", action="append", default=[], metavar="ARG")
-    parser.add_argument("--skip-tandem", action="store_true", help="measure the peers only")
+    parser.add_argument("--llama-blas", type=pathlib.Path, metavar="FOLDER",
+                        help="libraries of llama.cpp with its BLAS back end")
+    parser.add_argument("--blas-name", default="OpenBLAS", help="what --llama-blas uses, for the report")
+    parser.add_argument("--hold", default="", metavar="COMMAND", help="put before each measured step")
+    parser.add_argument("--remark", action="append", default=[], help="a sentence for the report")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "results")
     args = parser.parse_args()
-    if args.only != "attention" and not args.model:
-        parser.error("-m FILE is required (or --only attention)")
+    for key, value in (QUICK if args.quick else FULL).items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    args.formats = args.formats.split(",")
+    if args.only != "attention" and args.models is None:
+        parser.error("--models FOLDER is required (or --only attention)")
+    unknown = set(args.formats) - set(FORMATS)
+    if unknown:
+        parser.error(f"--formats: unknown {sorted(unknown)}, expected some of {FORMATS}")
     threads = [int(t) for t in args.threads.split(",")]
 
-    load = os.getloadavg()[0]
-    if load > 0.25 * os.cpu_count():
-        # llama.cpp's threads spin at barriers: one preempted thread costs it a factor of ten.
-        note(f"warning: load average {load:.1f}; figures with more than one thread mean nothing now")
+    steps = Steps(args)
     result = {"date": datetime.date.today().isoformat(), "cpu": cpu_name(),
-              "load_before": load, "models": [], "attention": []}
-    if args.only != "attention":
-        import llama_cpp_peer
-
-        result["llama_cpp_python"] = llama_cpp_peer.version()
-        result["models"] = [measure_model(m, t, args) for m in args.model for t in threads]
+              "cores": os.cpu_count(), "load_before": os.getloadavg()[0],
+              "kernel_profile": steps.environment["TANDEM_KERNEL_PROFILE"], "turns": args.turns,
+              "prompt_tokens": args.prompt_tokens, "gen_tokens": args.gen_tokens,
+              "blas": args.blas_name if args.llama_blas else "", "remarks": args.remark,
+              "attention_shapes": ATTENTION_SHAPES, "models": [], "attention": []}
     if args.only != "models":
-        import torch
-
-        result["torch"] = torch.__version__
-        result["attention"] = [measure_attention(t, args) for t in threads]
-
-    text = ["# Tandem beside its peers", "",
-            f"{result['cpu']}, {os.cpu_count()} cores, {result['date']}, load average before the run "
-            f"{load:.1f}; written by `bench/compare_peers.py`. Rates of one machine on one day: read "
-            "the ratios (median, least..greatest)."]
-    if result["models"]:
-        text += ["", f"## Tokens per second, pp{args.prompt_tokens} and tg{args.gen_tokens}", "",
-                 f"llama.cpp through llama-cpp-python {result['llama_cpp_python']}, native build; "
-                 f"medians of {args.repeat} alternating turns; ratio = Tandem / llama.cpp. The tg limit is read "
-                 "bandwidth over the bytes one step must read.", "",
-                 *model_table(result["models"], "second")]
-        single = [e for e in result["models"] if e["threads"] == 1]
-        if single:
-            text += ["", "The same turns, one thread, per second of CPU time: other processes "
-                     "disturb these figures far less.", "", *model_table(single, "cpu_second")]
-    if result["attention"]:
-        text += ["", "## Attention in PyTorch", "",
-                 f"torch {result['torch']} scaled_dot_product_attention, same tensors repeated, so "
-                 "short caches stay in the processor's caches.", "",
-                 *attention_tables(result["attention"])]
+        result["attention"] = [measure_attention(steps, t, args) for t in threads]
+    if args.only != "attention":
+        result["models"] = [measure_model(steps, f, path, t, args)
+                            for f, path in find_models(args).items() for t in threads]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "peers.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    text = peer_report.markdown(result)
+    (args.out / "peers.md").write_text(text)
+    print(text)
     return 0
 
 

@@ -2,11 +2,12 @@
 // measured in the same run.
 //
 // Prompt: `prompt-tokens` pseudo-random tokens at once, logits of the last. Generation:
-// `gen-tokens` steps of one token from an empty cache (as llama-bench's pp and tg do). One warm-up,
-// then `repetitions` of each in turn; medians. A generated token reads every weight and the cache
-// once, so generation is bounded by read bandwidth over those bytes. The rates per CPU second (one
-// thread: what a busy machine would show were it quiet) include threads that spin at a barrier.
-// Memory: the most that was resident until then, beside what it must hold, weights and KV cache.
+// `gen-tokens` steps of one token from an empty cache (as llama-bench's pp and tg do). One warm-up
+// (of `warm-up-tokens` each, if that is less), then `repetitions` of each in turn; medians. A
+// generated token reads every weight and the cache once, so generation is bounded by read bandwidth
+// over those bytes. The rates per CPU second (one thread: what a busy machine would show were it
+// quiet) include threads that spin at a barrier. Memory: the most that was resident until then,
+// beside what it must hold, weights and KV cache.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -31,6 +32,7 @@ struct Options {
   ModelArguments model;
   int64_t prompt_tokens = 512;
   int64_t gen_tokens = 64;
+  int64_t warm_up_tokens = 0;
   int repetitions = 3;
   bool json = false;
 };
@@ -63,16 +65,18 @@ absl::Status Run(const Options& o) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     id = static_cast<int32_t>((state >> 33) % static_cast<uint64_t>(model->config().vocabulary));
   }
-  const auto prompt_seconds = [&]() -> absl::StatusOr<double> {
+  const auto prompt_seconds = [&](int64_t most) -> absl::StatusOr<double> {
     TANDEM_RETURN_IF_ERROR(session->Truncate(0));
+    const auto tokens =
+        std::span(prompt).first(static_cast<size_t>(std::min(o.prompt_tokens, most)));
     const double start = Seconds();
-    if (!prompt.empty()) TANDEM_RETURN_IF_ERROR(session->Forward(prompt).status());
+    if (!tokens.empty()) TANDEM_RETURN_IF_ERROR(session->Forward(tokens).status());
     return Seconds() - start;
   };
-  const auto generation_seconds = [&]() -> absl::StatusOr<double> {
+  const auto generation_seconds = [&](int64_t most) -> absl::StatusOr<double> {
     TANDEM_RETURN_IF_ERROR(session->Truncate(0));
     const double start = Seconds();
-    for (int64_t i = 0; i < o.gen_tokens; ++i) {
+    for (int64_t i = 0; i < std::min(o.gen_tokens, most); ++i) {
       const int32_t id = static_cast<int32_t>(i % model->config().vocabulary);
       TANDEM_RETURN_IF_ERROR(session->Forward(std::span(&id, 1)).status());
     }
@@ -82,11 +86,13 @@ absl::Status Run(const Options& o) {
   Progress progress("bench-model");
   std::vector<double> prompt_rates, generation_rates, prompt_cpu_rates, generation_cpu_rates;
   for (int i = 0; i <= o.repetitions; ++i) {  // the first is the warm-up
+    const int64_t most =
+        i == 0 && o.warm_up_tokens > 0 ? o.warm_up_tokens : std::max(o.prompt_tokens, o.gen_tokens);
     const double cpu_start = CpuSeconds();
-    TANDEM_ASSIGN_OR_RETURN(const double p, prompt_seconds());
+    TANDEM_ASSIGN_OR_RETURN(const double p, prompt_seconds(most));
     const double cpu_middle = CpuSeconds();
     progress.Update(2 * i + 1, 2 * o.repetitions + 2, "prompt");
-    TANDEM_ASSIGN_OR_RETURN(const double g, generation_seconds());
+    TANDEM_ASSIGN_OR_RETURN(const double g, generation_seconds(most));
     const double cpu_end = CpuSeconds();
     progress.Update(2 * i + 2, 2 * o.repetitions + 2, "generation");
     if (i == 0) continue;
@@ -172,6 +178,10 @@ void AddBenchModel(CLI::App& app, Action& action) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("--gen-tokens", o->gen_tokens, "tokens to generate")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--warm-up-tokens", o->warm_up_tokens, "at most so many in the warm-up; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("-r,--repetitions", o->repetitions, "runs after the warm-up; medians")

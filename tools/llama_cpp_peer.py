@@ -1,17 +1,33 @@
 """llama.cpp as a peer, through the low-level API of the package `llama-cpp-python`.
 
-Used by compare_llama_cpp.py, bench/compare_peers.py and tests/golden/make_golden.py. Everything
+Used by compare_llama_cpp.py, bench/peer_step.py and tests/golden/make_golden.py. Everything
 runs on the CPU. Install: pip install llama-cpp-python (built for this machine, so that the
-comparison is fair: CMAKE_ARGS="-DGGML_NATIVE=ON").
+comparison is fair: CMAKE_ARGS="-DGGML_NATIVE=ON"). Another build of llama.cpp, of the version that
+the package has, is taken from the folder LLAMA_CPP_LIB_PATH: for example one with its BLAS back end
+(-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import pathlib
 import time
 
-import llama_cpp
-import numpy as np
+
+def _preload() -> None:
+    """The package loads its own ggml first, whatever LLAMA_CPP_LIB_PATH says, and libllama would then
+    bind to that one: a library of the same name that is already there wins."""
+    folder = os.environ.get("LLAMA_CPP_LIB_PATH")
+    for name in ("libggml-base.so", "libggml-cpu.so", "libggml-blas.so", "libggml.so"):
+        path = pathlib.Path(folder or "") / name
+        if folder and path.exists():
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+_preload()
+import llama_cpp  # noqa: E402
+import numpy as np  # noqa: E402
 
 GGML_TYPES = {"f32": 0, "f16": 1, "bf16": 30}
 
@@ -136,3 +152,23 @@ class Peer:
 
 def version() -> str:
     return llama_cpp.__version__
+
+
+def library_folder() -> pathlib.Path:
+    """Where ggml's and llama.cpp's libraries are."""
+    own = pathlib.Path(llama_cpp.__file__).parent / "lib"
+    return pathlib.Path(os.environ.get("LLAMA_CPP_LIB_PATH") or own)
+
+
+def backends() -> list[str]:
+    """Names of the back ends that computations may use: "CPU", and "BLAS" where it was built in."""
+    llama_cpp.llama_backend_init()
+    ggml = ctypes.CDLL(str(library_folder() / "libggml.so"))
+    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_reg_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_get.argtypes = [ctypes.c_size_t]
+    base = ctypes.CDLL(str(library_folder() / "libggml-base.so"))
+    base.ggml_backend_reg_name.restype = ctypes.c_char_p
+    base.ggml_backend_reg_name.argtypes = [ctypes.c_void_p]
+    return [base.ggml_backend_reg_name(ggml.ggml_backend_reg_get(i)).decode()
+            for i in range(ggml.ggml_backend_reg_count())]
