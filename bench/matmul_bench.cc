@@ -4,7 +4,8 @@
 //   Gemm   M = 16 .. 512 over a decoder layer's weights, from DRAM (matrices in rotation, together
 //          beyond the last cache). GFLOP_s; of_onednn: over raw oneDNN's rate at its best: f32,
 //          weights in its own packed format (made beforehand), one call for the whole product, its
-//          own OpenMP threads. of_fma: over the measured FMA rate.
+//          own OpenMP threads. of_fma: over the measured FMA rate. Activations are f32; those of
+//          bf16_by_bf16 are bf16.
 //   Gemv   M = 1 .. 8. GB_s over the bytes of the weights, which come from DRAM; of_read: over the
 //          measured read bandwidth.
 //
@@ -62,7 +63,7 @@ constexpr WeightShape kShapes[] = {{2048, 2048}, {5632, 2048}, {2048, 5632}, {40
 // Activations, and enough copies of a weight matrix to come from DRAM every time.
 class Problem {
  public:
-  Problem(DType dtype, int64_t m, WeightShape shape)
+  Problem(DType dtype, int64_t m, WeightShape shape, DType a_dtype = DType::kF32)
       : m_(m), shape_(shape), allocator_(MakeHostAllocator()) {
     const int64_t bytes = ByteOffset(dtype, shape.n * shape.k);
     for (int64_t i = 0; i < kColdBytes / bytes + 1; ++i) {
@@ -72,11 +73,11 @@ class Problem {
       args.b = MakeView(weights_.back()->data(), dtype, {shape.n, shape.k});
       calls_.push_back(args);
     }
-    a_ = allocator_->Allocate(m * shape.k * 4).value();
+    a_ = allocator_->Allocate(ByteOffset(a_dtype, m * shape.k)).value();
     out_ = allocator_->Allocate(m * shape.n * 4).value();
-    Fill(DType::kF32, m * shape.k, a_->data());
+    Fill(a_dtype, m * shape.k, a_->data());
     for (MatMulArgs& args : calls_) {
-      args.a = MakeView(a_->data(), DType::kF32, {m, shape.k});
+      args.a = MakeView(a_->data(), a_dtype, {m, shape.k});
       args.out = MakeView(out_->data(), DType::kF32, {m, shape.n});
     }
   }
@@ -191,9 +192,9 @@ class Runner {
   std::shared_ptr<Buffer> scratch_;
 };
 
-void Gemm(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightShape shape,
-          int threads, std::string_view forced) {
-  Problem problem(dtype, m, shape);
+void Gemm(benchmark::State& state, DType a_dtype, DType dtype, bool packed, int64_t m,
+          WeightShape shape, int threads, std::string_view forced) {
+  Problem problem(dtype, m, shape, a_dtype);
   const auto backend = MakeCpuBackend({.threads = threads, .isa = std::nullopt}).value();
   std::vector<std::unique_ptr<PackedWeights>>
       weights;  // die before the backend, whose memory it is
@@ -270,18 +271,20 @@ void RegisterAll(std::string_view forced) {
               ->UseManualTime()
               ->MinTime(0.1);
         }
-        for (const bool packed : {true, false}) {
-          if (packed && dtype != DType::kF32) continue;
+        const auto gemm = [=](const std::string& label, DType a_dtype, bool packed) {
           for (const int64_t m : {16, 32, 64, 128, 512}) {
-            benchmark::RegisterBenchmark(
-                NameOf("Gemm", packed ? name + "_packed" : name, m, shape, threads).c_str(),
-                [=](benchmark::State& state) {
-                  Gemm(state, dtype, packed, m, shape, threads, forced);
-                })
+            benchmark::RegisterBenchmark(NameOf("Gemm", label, m, shape, threads).c_str(),
+                                         [=](benchmark::State& state) {
+                                           Gemm(state, a_dtype, dtype, packed, m, shape, threads,
+                                                forced);
+                                         })
                 ->UseManualTime()
                 ->MinTime(0.1);
           }
-        }
+        };
+        if (dtype == DType::kF32) gemm(name + "_packed", DType::kF32, true);
+        if (dtype == DType::kBF16) gemm(name + "_by_bf16", DType::kBF16, false);
+        gemm(name, DType::kF32, false);
       }
     }
   }

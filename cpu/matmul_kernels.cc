@@ -9,7 +9,7 @@ namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 19> kernels = {
+  static const std::array<Kernel<MatMulArgs>, 20> kernels = {
       Int8MatMul(DotIsa::kAvx512Vnni),
       Int8MatMul(DotIsa::kAvxVnni),
       Int8MatMul(DotIsa::kAvx2),
@@ -21,6 +21,7 @@ KernelList<MatMulArgs> Kernels<MatMulArgs>() {
       GemvInt8MatMul(DotIsa::kScalar),
       GemvMatMul(Isa::kScalar),
       OneDnnPackedMatMul(),
+      OneDnnBF16MatMul(),
       RowsMatMul(Isa::kAvx512),
       RowsMatMul(Isa::kAvx2),
       OneDnnExpandMatMul(),

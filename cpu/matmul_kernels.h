@@ -14,6 +14,7 @@ Kernel<MatMulArgs> GemvMatMul(Isa isa);
 Kernel<MatMulArgs> GemvInt8MatMul(DotIsa isa);
 Kernel<MatMulArgs> RowsMatMul(Isa isa);  // kAvx512 or kAvx2
 Kernel<MatMulArgs> OneDnnPackedMatMul();
+Kernel<MatMulArgs> OneDnnBF16MatMul();
 Kernel<MatMulArgs> OneDnnExpandMatMul();
 Kernel<MatMulArgs> GemmMatMul(Isa isa);
 Kernel<MatMulArgs> ReferenceMatMul();

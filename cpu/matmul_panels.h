@@ -25,6 +25,9 @@ struct PanelOps {
   // rows m0.. of a (batch offset in elements) to dense f32 rows of K.
   void (*widen_rows)(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
                      float* to);
+  // The same as bf16, rounded to nearest even.
+  void (*narrow_rows)(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
+                      BF16* to);
   // Panel of output features n0.. of b: widened or dequantised, transposed.
   void (*expand_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
                        float* panel);

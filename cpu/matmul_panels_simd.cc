@@ -43,6 +43,21 @@ void WidenRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, in
   }
 }
 
+void NarrowRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
+                BF16* to) {
+  const int64_t step = a.stride(-1);
+  DispatchFloat(a.dtype, [&]<typename T>() HWY_ATTR {
+    for (int64_t i = 0; i < rows; ++i, to += k) {
+      const T* from = a.As<T>() + offset + a.stride(-2) * (m0 + i);
+      if (step == 1) {
+        ConvertSpan(from, to, k);
+      } else {
+        for (int64_t j = 0; j < k; ++j) to[j] = ToBF16(ToFloat(from[j * step]));
+      }
+    }
+  });
+}
+
 // panel[k][j] = rows[j][k] for kLanes rows, kStride floats apart.
 template <int64_t kStride>
 HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
@@ -82,12 +97,11 @@ HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
   }
 }
 
-// Requests the cache lines of one chunk of a row.
-template <typename T>
-HWY_INLINE void Prefetch(const T* from, bool wanted) {
+// Requests the cache lines of kBytes bytes.
+template <int64_t kBytes>
+HWY_INLINE void Prefetch(const void* from, bool wanted) {
   if (!wanted) return;
-  const char* line = reinterpret_cast<const char*>(from);
-  constexpr int64_t kBytes = kChunk<T> / kBlock<T> * static_cast<int64_t>(sizeof(T));
+  const char* line = static_cast<const char*>(from);
   for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(line + byte, 0, 2);
 }
 
@@ -105,8 +119,9 @@ void ExpandRows(const T* b, int64_t row, int64_t columns, int64_t k, float* pane
         const T* from = b + (j + r) * row + begin / kBlock<T>;
         // The next chunk of this row; at the end of the rows, the first of the next kLanes rows.
         const bool more = begin + kStep < k;
-        Prefetch(more ? from + kStep / kBlock<T> : from + kLanes * row - begin / kBlock<T>,
-                 more || j + r + kLanes < columns);
+        Prefetch<kStep / kBlock<T>* static_cast<int64_t>(sizeof(T))>(
+            more ? from + kStep / kBlock<T> : from + kLanes * row - begin / kBlock<T>,
+            more || j + r + kLanes < columns);
         WidenRow(from, count, buffer + r * kStep);
       }
       TransposeRows<kStep>(buffer, count, panel + begin * kPanel + j);
@@ -149,6 +164,9 @@ void PairPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns,
       if (present < kLanes || count < padded) std::fill_n(buffer, kLanes * kPairs, 0.0f);
       for (int64_t r = 0; r < present; ++r) {
         const BF16* from = b.As<BF16>() + offset + (n0 + j + r) * row + begin;
+        const bool more = begin + 2 * kPairs < k;  // as in ExpandRows
+        Prefetch<4 * kPairs>(more ? from + 2 * kPairs : from + kLanes * row - begin,
+                             more || j + r + kLanes < columns);
         std::memcpy(buffer + r * kPairs, from, static_cast<size_t>(count) * sizeof(BF16));
       }
       TransposeRows<kPairs>(buffer, padded / 2,
@@ -220,13 +238,14 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 
 const PanelOps& PanelOpsFor(Isa isa) {
-  static constexpr PanelOps avx512 = {N_AVX3::WidenRows, N_AVX3::ExpandPanel, N_AVX3::PairPanel,
-                                      N_AVX3::Multiply, N_AVX3::FinishPanelTile};
-  static constexpr PanelOps avx2 = {N_AVX2::WidenRows, N_AVX2::ExpandPanel, N_AVX2::PairPanel,
-                                    N_AVX2::Multiply, N_AVX2::FinishPanelTile};
-  static constexpr PanelOps scalar = {TANDEM_N_SCALAR::WidenRows, TANDEM_N_SCALAR::ExpandPanel,
-                                      TANDEM_N_SCALAR::PairPanel, TANDEM_N_SCALAR::Multiply,
-                                      TANDEM_N_SCALAR::FinishPanelTile};
+  static constexpr PanelOps avx512 = {N_AVX3::WidenRows,   N_AVX3::NarrowRows,
+                                      N_AVX3::ExpandPanel, N_AVX3::PairPanel,
+                                      N_AVX3::Multiply,    N_AVX3::FinishPanelTile};
+  static constexpr PanelOps avx2 = {N_AVX2::WidenRows, N_AVX2::NarrowRows, N_AVX2::ExpandPanel,
+                                    N_AVX2::PairPanel, N_AVX2::Multiply,   N_AVX2::FinishPanelTile};
+  static constexpr PanelOps scalar = {
+      TANDEM_N_SCALAR::WidenRows, TANDEM_N_SCALAR::NarrowRows, TANDEM_N_SCALAR::ExpandPanel,
+      TANDEM_N_SCALAR::PairPanel, TANDEM_N_SCALAR::Multiply,   TANDEM_N_SCALAR::FinishPanelTile};
   switch (isa) {
     case Isa::kAvx512:
       return avx512;

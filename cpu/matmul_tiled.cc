@@ -4,8 +4,8 @@
 // makes
 //   the panel in its own scratch (f32, transposed, dequantised), multiplies all rows of the block
 //   by it, and finishes the tile (scale, bias, activation, addend, rounding). The whole matrix is
-//   never expanded: a worker holds K * 256 bytes of it, about as large as its L2 cache. bf16 times
-//   bf16 may be left as it is (plan.pairs): rows are copied, panels rearranged.
+//   never expanded: a worker holds K * 256 bytes of it, about as large as its L2 cache. bf16
+//   weights may be left as they are (plan.pairs): panels are rearranged, rows rounded to bf16.
 // Mapping: tasks are (batch, block, panel), panels innermost. Blocks have up to 512 rows, so that
 //   expanding is a small share of the work; they are halved while there are fewer than kWantedTasks
 //   tasks.
@@ -33,18 +33,6 @@ int64_t ElementBytes(const TiledPlan& plan) { return plan.pairs ? 2 : 4; }
 
 int64_t PanelBytes(const TiledPlan& plan, int64_t k) {
   return kPanel * (plan.pairs ? PaddedPairDepth(k) : k) * ElementBytes(plan);
-}
-
-void CopyRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, BF16* to) {
-  const int64_t k = a.dim(-1), stride = a.stride(-1);
-  for (int64_t i = 0; i < rows; ++i) {
-    const BF16* from = a.As<BF16>() + offset + a.stride(-2) * (m0 + i);
-    if (stride == 1) {
-      std::copy_n(from, k, to + i * k);
-    } else {
-      for (int64_t j = 0; j < k; ++j) to[i * k + j] = from[j * stride];
-    }
-  }
 }
 
 }  // namespace
@@ -102,7 +90,7 @@ absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, cons
     const int64_t row_bytes = k * ElementBytes(plan);
     char* to = scratch.rows + (z * copied + first) * row_bytes;
     if (plan.pairs) {
-      CopyRows(args.a, operands.a_batch * z, from, present, reinterpret_cast<BF16*>(to));
+      ops.narrow_rows(args.a, operands.a_batch * z, from, present, k, reinterpret_cast<BF16*>(to));
     } else {
       ops.widen_rows(args.a, operands.a_batch * z, from, present, k, reinterpret_cast<float*>(to));
     }

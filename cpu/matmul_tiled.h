@@ -16,7 +16,7 @@ namespace tandem::cpu {
 
 // The partition, from the shape alone: the thread count must not show in the results.
 struct TiledPlan {
-  // pairs: a and b are bf16 and multiplied as such, instead of as f32.
+  // pairs: b is bf16 and multiplied as such, by rows of a in bf16, instead of as f32.
   explicit TiledPlan(const MatMulArgs& args, bool pairs = false);
 
   int64_t a_batches;   // batches of a that exist in memory

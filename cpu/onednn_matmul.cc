@@ -1,14 +1,18 @@
 // Tiled matrix product (matmul_tiled.cc) multiplied by oneDNN.
 //
 //   onednn_packed  panels made beforehand by PackWeights: nothing to expand
-//   onednn_expand  panels of b, stored in any dtype, made on the fly by each worker
+//   onednn_bf16    panels of a bf16 b for the processor's bf16 dot products; f32 and f16 rows of a
+//                  are rounded to bf16
+//   onednn_expand  f32 panels of b, stored in any dtype, made on the fly by each worker
 //
 // Algorithm: oneDNN's matmul (brgemm) on one block of rows and one panel at a time. A panel of 64
 //   columns with K whole is what brgemm would pack the weights into itself, so nothing is repacked.
 //   Measured on one Zen 5 core: 250-270 GFLOP/s for M = 16..512, K = 2048 and 5632 (peak 272),
-//   where one oneDNN call for all of N = 2048 reaches 150-250. bf16 times bf16 uses the processor's
-//   bf16 dot products where there are any: exact products, f32 sums, 500-540 GFLOP/s on the same
-//   core. Anything else is widened to f32: rounding it to bf16 would cost accuracy.
+//   where one oneDNN call for all of N = 2048 reaches 150-250. bf16 dot products have exact
+//   products and f32 sums, and reach 500-540 GFLOP/s on the same core; there are processors on
+//   which they are slower than f32 (`tandem calibrate kernels`). Rounding an activation to bf16
+//   costs as much accuracy as the weights' own type has; nothing is rounded if float_activations is
+//   set.
 // Mapping and memory: as matmul_tiled.cc; each call is single-threaded (onednn_cache.h).
 // Range: a stream that is not limited to less than the processor's instruction set (oneDNN's limit
 //   is global to the process, so it cannot be told per call).
@@ -30,14 +34,11 @@ struct Products {
   int64_t scratch_bytes = 0;
 };
 
-bool UsesPairs(const CpuStream& stream, const MatMulArgs& args) {
-  return args.b.present() && args.a.dtype == DType::kBF16 && args.b.dtype == DType::kBF16 &&
-         args.b.stride(-1) == 1 && stream.features().avx512_bf16;
-}
+enum class Panels : uint8_t { kPacked, kBF16, kExpand };
 
-template <bool kPacked>
-TiledPlan Plan(const KernelContext& context, const MatMulArgs& args) {
-  return TiledPlan(args, !kPacked && UsesPairs(CpuStream::Of(context), args));
+template <Panels kPanels>
+TiledPlan Plan(const MatMulArgs& args) {
+  return TiledPlan(args, kPanels == Panels::kBF16);
 }
 
 absl::StatusOr<Products> Prepare(const KernelContext& context, const MatMulArgs& args,
@@ -59,7 +60,7 @@ absl::StatusOr<Products> Prepare(const KernelContext& context, const MatMulArgs&
   return products;
 }
 
-template <bool kPacked>
+template <Panels kPanels>
 absl::Status SupportsShape(const KernelContext& context, const MatMulArgs& args) {
   const CpuStream& stream = CpuStream::Of(context);
   if (stream.features().isa != stream.onednn().isa()) {
@@ -67,12 +68,38 @@ absl::Status SupportsShape(const KernelContext& context, const MatMulArgs& args)
                          ", but the stream is limited to ",
                          std::string(Name(stream.features().isa)));
   }
-  return Prepare(context, args, Plan<kPacked>(context, args)).status();
+  return Prepare(context, args, Plan<kPanels>(args)).status();
 }
 
 absl::Status SupportsExpand(const KernelContext& context, const MatMulArgs& args) {
   if (!args.b.present()) return Unimplemented("reads b itself; only b_packed was given");
-  return SupportsShape<false>(context, args);
+  return SupportsShape<Panels::kExpand>(context, args);
+}
+
+// Below, rearranging panels takes longer than the dot products save (`rows_*` are faster).
+constexpr int64_t kMinBF16Rows = 25;
+
+absl::Status SupportsBF16(const KernelContext& context, const MatMulArgs& args) {
+  if (args.b.dtype != DType::kBF16 || !args.b.present()) {
+    return Unimplemented("needs bf16 weights in b");
+  }
+  if (args.m() < kMinBF16Rows) {
+    return Unimplemented("takes from ", kMinBF16Rows, " rows, got ", args.m());
+  }
+  if (args.float_activations && args.a.dtype != DType::kBF16) {
+    return Unimplemented("rounds activations to bf16, but float_activations is set");
+  }
+  if (args.b.stride(-1) != 1 && args.k() > 1) {
+    return Unimplemented("needs b with contiguous rows, got stride ", args.b.stride(-1));
+  }
+  if (!CpuStream::Of(context).features().avx512_bf16) {
+    return Unimplemented("needs AVX-512 BF16");
+  }
+  return SupportsShape<Panels::kBF16>(context, args);
+}
+
+bool AppliesBF16(const MatMulArgs& args) {
+  return args.b.dtype == DType::kBF16 && (args.a.dtype == DType::kBF16 || !args.float_activations);
 }
 
 absl::Status SupportsPacked(const KernelContext& context, const MatMulArgs& args) {
@@ -81,22 +108,22 @@ absl::Status SupportsPacked(const KernelContext& context, const MatMulArgs& args
     return Unimplemented("b_packed has format '", std::string(args.b_packed->format()),
                          "', expected '", std::string(PanelWeights::kFormat), "'");
   }
-  return SupportsShape<true>(context, args);
+  return SupportsShape<Panels::kPacked>(context, args);
 }
 
-template <bool kPacked>
+template <Panels kPanels>
 int64_t WorkspaceBytes(const KernelContext& context, const MatMulArgs& args) {
-  const TiledPlan plan = Plan<kPacked>(context, args);
+  const TiledPlan plan = Plan<kPanels>(args);
   const absl::StatusOr<Products> products = Prepare(context, args, plan);
   Workspace counting = Workspace::Counting();
-  CarveTiled(counting, args, plan, CpuStream::Of(context).pool().size(), !kPacked,
+  CarveTiled(counting, args, plan, CpuStream::Of(context).pool().size(), kPanels != Panels::kPacked,
              products.ok() ? products->scratch_bytes : 0);
   return counting.bytes_used();
 }
 
-template <bool kPacked>
+template <Panels kPanels>
 absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
-  const TiledPlan plan = Plan<kPacked>(context, args);
+  const TiledPlan plan = Plan<kPanels>(args);
   TANDEM_ASSIGN_OR_RETURN(const Products products, Prepare(context, args, plan));
   std::atomic<bool> failed{false};
   const auto multiply = [&](const void* a, const void* panel, int64_t rows, float* tile, int worker,
@@ -104,8 +131,9 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
     const OneDnnTileProduct& product = rows == plan.tail_rows ? *products.tail : *products.block;
     if (!product.Execute(a, panel, tile, extra, worker).ok()) failed = true;
   };
-  const float* packed =
-      kPacked ? static_cast<const PanelWeights*>(args.b_packed)->panels() : nullptr;
+  const float* packed = kPanels == Panels::kPacked
+                            ? static_cast<const PanelWeights*>(args.b_packed)->panels()
+                            : nullptr;
   TANDEM_RETURN_IF_ERROR(RunTiled(context, args, plan,
                                   PanelOpsFor(CpuStream::Of(context).features().isa), packed,
                                   products.scratch_bytes, multiply));
@@ -116,10 +144,16 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
 }  // namespace
 
 Kernel<MatMulArgs> OneDnnPackedMatMul() {
-  return {"onednn_packed", DeviceKind::kCpu, SupportsPacked, WorkspaceBytes<true>, Run<true>};
+  return {"onednn_packed", DeviceKind::kCpu, SupportsPacked, WorkspaceBytes<Panels::kPacked>,
+          Run<Panels::kPacked>};
+}
+Kernel<MatMulArgs> OneDnnBF16MatMul() {
+  return {"onednn_bf16",      DeviceKind::kCpu, SupportsBF16, WorkspaceBytes<Panels::kBF16>,
+          Run<Panels::kBF16>, AppliesBF16};
 }
 Kernel<MatMulArgs> OneDnnExpandMatMul() {
-  return {"onednn_expand", DeviceKind::kCpu, SupportsExpand, WorkspaceBytes<false>, Run<false>};
+  return {"onednn_expand", DeviceKind::kCpu, SupportsExpand, WorkspaceBytes<Panels::kExpand>,
+          Run<Panels::kExpand>};
 }
 
 }  // namespace tandem::cpu

@@ -40,8 +40,8 @@ struct ContextOptions {
   int64_t cuda_memory_limit = 0;
   std::map<std::string, std::string>
       force_kernel;  // op name -> kernel name  TANDEM_KERNEL=attention=reference,...
-  // Allow products with block-quantised weights to round activations to 8 bits (docs/numerics.md):
-  // about as large an error as that of q8_0 weights, for several times the speed.
+  // Allow products to round activations (docs/numerics.md): to 8 bits where weights are quantised,
+  // an error as of q8_0 weights, and to bf16 where weights are; several times the speed, and twice.
   bool quantize_activations = true;  //                         TANDEM_QUANTIZE_ACTIVATIONS=0
   // Measured choice of kernels (dispatch/kernel_choice.h): "" takes the file that `tandem calibrate
   // kernels` left for this machine, if there is one; "off" none; else the file of that path, which

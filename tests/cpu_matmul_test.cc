@@ -81,8 +81,45 @@ TEST_F(CpuMatMulTest, BFloat16DotProducts) {
                      .a_padding = k % 3,
                      .b_padding = k % 5,
                      .a_transposed = k == 63},
-                    "onednn_expand"),
+                    "onednn_bf16"),
               1);
+  }
+}
+
+// Rounding is allowed or not; the shared cases hold the results to their bounds.
+TEST_F(CpuMatMulTest, ActivationsAreRoundedToBFloat16OnlyIfAllowed) {
+  if (!DetectCpu().avx512_bf16) GTEST_SKIP() << "this processor has none";
+  CpuStream stream(std::make_shared<ThreadPool>(1), DetectCpu());
+  const KernelContext context{&stream, nullptr};
+  const auto& kernels = Kernels<MatMulArgs>();
+  const auto kernel = std::find_if(kernels.begin(), kernels.end(),
+                                   [](const auto& k) { return k.name == "onednn_bf16"; });
+  ASSERT_NE(kernel, kernels.end());
+  for (const DType a : kFloats) {
+    Problem p = MakeProblem({.m = 30, .n = 40, .k = 64, .a = a, .b = DType::kBF16}, *backend_);
+    p.args.float_activations = true;
+    EXPECT_EQ(kernel->supports(context, p.args).ok(), a == DType::kBF16);
+    EXPECT_EQ(kernel->applies(p.args), a == DType::kBF16);
+    p.args.float_activations = false;
+    EXPECT_TRUE(kernel->applies(p.args));
+    ASSERT_TRUE(kernel->supports(context, p.args).ok());
+    ASSERT_TRUE(RunKernel(*kernel, p.args, stream).ok());
+    // Rows of bf16 multiply to the same bits whatever type they come in.
+    Problem rounded =
+        MakeProblem({.m = 30, .n = 40, .k = 64, .a = DType::kBF16, .b = DType::kBF16}, *backend_);
+    for (int64_t i = 0; i < 30; ++i) {
+      for (int64_t j = 0; j < 64; ++j) {
+        rounded.a.view.As<BF16>()[i * rounded.a.view.stride(0) + j] =
+            ToBF16(static_cast<float>(Load(p.a.view, 0, i, j)));
+      }
+    }
+    rounded.args.b = p.args.b;
+    ASSERT_TRUE(RunKernel(*kernel, rounded.args, stream).ok());
+    for (int64_t i = 0; i < 30; ++i) {
+      for (int64_t j = 0; j < 40; ++j) {
+        EXPECT_EQ(Load(p.out.view, 0, i, j), Load(rounded.out.view, 0, i, j)) << i << " " << j;
+      }
+    }
   }
 }
 

@@ -19,7 +19,7 @@ void AddComputeOptions(CLI::App& command, ComputeOptions& options) {
   command.add_option("--kernel", options.kernels,
                      "force a kernel, as op=name (repeatable); names: tandem check --list");
   command.add_flag("--float-activations", options.float_activations,
-                   "do not round activations to 8 bits for products with quantised weights");
+                   "do not round activations: to 8 bits for quantised weights, to bf16 for bf16");
 }
 
 absl::StatusOr<ContextOptions> ToContextOptions(const ComputeOptions& options) {

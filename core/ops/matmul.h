@@ -11,11 +11,11 @@
 //
 // b holds one row per output feature, as weights do in model files; a [K, N] matrix is passed as
 // its transposed view. A block-quantised b (q8_0, q4_k, ...) has its blocks along K and is
-// multiplied without expanding the whole matrix. For such a b a kernel may round every activation
-// to 8 bits, one f32 step per 32 elements of K (docs/numerics.md), unless float_activations is set.
-// Sums are accumulated in f32 (products of integers within a block exactly). bias, addend and out
-// are converted from and to f32 once. addend may be out itself (C = alpha * A * B + beta * C); out
-// must not overlap a, b or bias. beta = 0 (no addend): out is written without being read.
+// multiplied without expanding the whole matrix. Unless float_activations is set, a kernel may
+// round activations (docs/numerics.md): for such a b to 8 bits, for a b of bf16 to bf16. Sums are
+// accumulated in f32 (products of integers within a block exactly). bias, addend and out are
+// converted from and to f32 once. addend may be out itself (C = alpha * A * B + beta * C); out must
+// not overlap a, b or bias. beta = 0 (no addend): out is written without being read.
 #pragma once
 
 #include <algorithm>
@@ -55,7 +55,7 @@ struct MatMulArgs {
   float alpha = 1.0f;
   float beta = 1.0f;  // factor of addend
   Activation activation = Activation::kNone;
-  bool float_activations = false;  // a is to be multiplied as it is, even by a block-quantised b
+  bool float_activations = false;  // a is to be multiplied as it is, whatever the type of b
 
   int64_t batch() const { return a.rank() == 3 ? std::max(a.dim(0), out.dim(0)) : 1; }
   int64_t m() const { return out.dim(-2); }
