@@ -24,7 +24,7 @@ using IntTag = hn::RebindToSigned<FloatTag>;
 using IntVec = hn::Vec<IntTag>;
 
 template <typename Out>
-HWY_INLINE void DequantizeBlockTo(const BlockQ8_0& block, Out* out) {
+HWY_INLINE void DequantizeBlockTo(const BlockQ8_0& block, Out out) {
   const FloatTag d;
   const hn::Rebind<int8_t, FloatTag> bytes;
   const FloatVec scale = hn::Set(d, ToFloat(block.d));
@@ -35,7 +35,7 @@ HWY_INLINE void DequantizeBlockTo(const BlockQ8_0& block, Out* out) {
 }
 
 template <typename Out>
-HWY_INLINE void DequantizeBlockTo(const BlockQ4_0& block, Out* out) {
+HWY_INLINE void DequantizeBlockTo(const BlockQ4_0& block, Out out) {
   constexpr int64_t kHalf = BlockQ4_0::kLength / 2;
   const FloatTag d;
   const IntTag di;

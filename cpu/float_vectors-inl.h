@@ -49,6 +49,15 @@ HWY_INLINE FloatVec LoadFloats(const F16* p) {
 #endif
 }
 
+// One number: one instruction where there is one.
+HWY_INLINE float WidenHalf(F16 x) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  return _cvtsh_ss(x.bits);
+#else
+  return ToFloat(x);
+#endif
+}
+
 HWY_INLINE void StoreFloats(FloatVec v, float* p) { hn::StoreU(v, FloatTag(), p); }
 
 HWY_INLINE void StoreFloats(FloatVec v, BF16* p) {

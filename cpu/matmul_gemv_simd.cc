@@ -1,16 +1,17 @@
 // Matrix-vector product and its neighbours (M <= 8), as decoding does: limited by reading b once.
 //
-// Algorithm: dot products of stored weight rows with f32 activations. Weights are widened (or, for
-//   q8_0 and q4_0, scaled) in registers and multiplied in f32, so the only error beside rounding is
-//   the format's own: activations are not quantised, unlike in ggml, whose integer dot products are
-//   faster only for several rows of q8_0 and q4_0 at a time.
+// Algorithm: dot products of stored weight rows with f32 activations. Weights are widened (or
+//   dequantised) in registers and multiplied in f32, so the only error beside rounding is the
+//   format's own: activations are not rounded, unlike in gemv_int8_* (matmul_gemv_int8_simd.cc),
+//   which comes first for quantised weights wherever rounding is allowed.
 // Mapping: one task per strip of kStrip output features, whatever the thread count. A strip walks
 //   its weight rows in memory order, a chunk of K at a time, with several independent sums per row.
 //   The rows kAheadBytes further on are prefetched: rows are too short (2 to 8 KiB) for the
 //   hardware's prefetchers to get going. Measured on one Zen 5 core that reads 45 GB/s, M = 1,
 //   K = 2048: q8_0 7 GB/s without, 40 with; f16 31 GB/s with four rows side by side, 40 in order.
 // Memory: each byte of b is read once; the activations (M * K f32) stay in L1 or L2.
-// Range: M <= 8, b in stored form (K contiguous), any float or block dtype, any N, K and batch.
+// Range: M <= 8 (4 for blocks of 256, which rows_* expands once for more), b in stored form (K
+//   contiguous), any float or block dtype, any N, K and batch.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/matmul_gemv_simd.cc"
 // clang-format off
@@ -35,10 +36,9 @@ constexpr int64_t kAheadBytes = 8192;  // 200 ns at 40 GB/s
 
 template <typename T>
 constexpr int64_t kBlockLength = 1;
-template <>
-constexpr int64_t kBlockLength<BlockQ8_0> = BlockQ8_0::kLength;
-template <>
-constexpr int64_t kBlockLength<BlockQ4_0> = BlockQ4_0::kLength;
+template <typename T>
+requires kIsBlock<T>
+constexpr int64_t kBlockLength<T> = T::kLength;
 
 // Elements of K per pass over a strip: the activations of a pass stay in L1 (16 KiB; 32 for a
 // single row, and for floats with many). Many rows of plain floats: pieces of 2 KiB of weight rows.
@@ -186,6 +186,47 @@ HWY_INLINE void DotBlockRows(const Block* const* w, const Block* const* ahead, c
   }
 }
 
+// What a super-block is "stored" to as it is expanded (super_block_vectors-inl.h): kM rows of sums,
+// kSums each, that dequantised weights times the activations from element `at` on are added to.
+template <int kM, int kSums>
+struct DotTarget {
+  const float* x;
+  FloatVector* sums;
+  int64_t at;
+  HWY_INLINE DotTarget operator+(int64_t elements) const { return {x, sums, at + elements}; }
+};
+template <int kM, int kSums>
+HWY_INLINE void StoreFloats(FloatVector weights, DotTarget<kM, kSums> to) {
+  const float* x = to.x + to.at * kM;
+  FloatVector* sums = to.sums + to.at / kLanes % kSums * kM;
+#pragma GCC unroll 8
+  for (int m = 0; m < kM; ++m) {
+    sums[m] = hn::MulAdd(weights, LoadFloats(x + m * kLanes), sums[m]);
+  }
+}
+
+// The same as DotBlockRows for one row of blocks of 256.
+template <typename Block, int kM>
+HWY_INLINE void DotSuperBlockRow(const Block* w, const Block* ahead, const float* x, int64_t count,
+                                 FloatVector* sum) {
+  constexpr int kSums = SumsPerOutput(kM);
+  FloatVector local[kSums * kM];
+#pragma GCC unroll 8
+  for (int j = 0; j < kM; ++j) local[j] = sum[j];
+#pragma GCC unroll 8
+  for (int j = kM; j < kSums * kM; ++j) local[j] = hn::Zero(FloatTag());
+  for (int64_t b = 0; b < count / Block::kLength; ++b) {
+    PrefetchLines<static_cast<int64_t>(sizeof(Block))>(ahead + b);
+    DequantizeBlockTo(w[b], DotTarget<kM, kSums>{x + b * Block::kLength * kM, local, 0});
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kM; ++j) {
+#pragma GCC unroll 4
+    for (int s = 1; s < kSums; ++s) local[j] = hn::Add(local[j], local[s * kM + j]);
+    sum[j] = local[j];
+  }
+}
+
 // [sums of neighbours in x | the same in y]
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
 HWY_INLINE FloatVector AddNeighbours(FloatVector x, FloatVector y) {
@@ -224,7 +265,8 @@ HWY_NOINLINE void Strip(const T* b, int64_t b_stride, int64_t rows_to_end, const
   const FloatTag d;
   // One row at a time walks memory in order. With many activation rows, two or three weight rows
   // share each activation that is loaded.
-  constexpr int kRows = kM <= 2 || kLanes < 16 ? 1 : (kIsBlock<T> ? 2 : 3);
+  constexpr int kRows =
+      kM <= 2 || kLanes < 16 || kBlockLength<T> == 256 ? 1 : (kIsBlock<T> ? 2 : 3);
   for (int64_t begin = 0; begin == 0 || begin < k; begin += kChunk<T, kM>) {
     const int64_t count = std::min(kChunk<T, kM>, k - begin);
     const bool first = begin == 0, last = begin + count >= k;
@@ -253,7 +295,11 @@ HWY_NOINLINE void Strip(const T* b, int64_t b_stride, int64_t rows_to_end, const
       }
       FloatVector sums[kCount * kM];
       for (int j = 0; j < kCount * kM; ++j) sums[j] = hn::Zero(d);
-      if constexpr (kIsBlock<T>) {
+      if constexpr (kBlockLength<T> == 256) {
+        for (int r = 0; r < kCount; ++r) {
+          DotSuperBlockRow<T, kM>(rows[r], ahead[r], x + begin * kM, count, sums + r * kM);
+        }
+      } else if constexpr (kIsBlock<T>) {
         DotBlockRows<T, kCount, kM>(rows, ahead, x + begin * kM, count, sums);
       } else {
         DotRows<T, kCount, kM>(rows, ahead, x + begin * kM, count, sums);
@@ -348,7 +394,9 @@ absl::Status RunTyped(const KernelContext& context, const MatMulArgs& args) {
         Strip<T, 4>(b, b_stride, n - n0, rows, columns, k, tile);
         break;
       default:
-        Strip<T, 8>(b, b_stride, n - n0, rows, columns, k, tile);
+        if constexpr (kBlockLength<T> < 256) {
+          Strip<T, 8>(b, b_stride, n - n0, rows, columns, k, tile);
+        }
         break;
     }
     FinishTile(args, operands, z, 0, m, n0, columns, tile, kMaxTileColumns);
@@ -360,9 +408,7 @@ absl::Status RunTyped(const KernelContext& context, const MatMulArgs& args) {
 
 absl::Status GemvRun(const KernelContext& context, const MatMulArgs& args) {
   if (args.out.empty()) return absl::OkStatus();
-  if (args.b.dtype == DType::kQ8_0) return RunTyped<BlockQ8_0>(context, args);
-  if (args.b.dtype == DType::kQ4_0) return RunTyped<BlockQ4_0>(context, args);
-  return DispatchFloat(args.b.dtype, [&]<typename T>() { return RunTyped<T>(context, args); });
+  return DispatchWeight(args.b.dtype, [&]<typename T>() { return RunTyped<T>(context, args); });
 }
 
 int64_t GemvWorkspace(const KernelContext&, const MatMulArgs& args) {
@@ -381,11 +427,8 @@ namespace {
 
 template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const MatMulArgs& args) {
-  if (IsBlockQuantized(args.b.dtype) && args.b.dtype != DType::kQ8_0 &&
-      args.b.dtype != DType::kQ4_0) {
-    return Unimplemented("takes no b of ", std::string(Name(args.b.dtype)));
-  }
-  if (args.m() > 8) return Unimplemented("takes up to 8 rows, got ", args.m());
+  const int64_t most = BlockLength(args.b.dtype) == 256 ? 4 : 8;
+  if (args.m() > most) return Unimplemented("takes up to ", most, " rows, got ", args.m());
   if (!args.b.present()) return Unimplemented("reads b itself; only b_packed was given");
   if (args.b.stride(-1) != 1 && args.k() > 1) {
     return Unimplemented("needs b with contiguous rows, got stride ", args.b.stride(-1));

@@ -55,14 +55,8 @@ HWY_INLINE FloatVector LoadQuants(const BlockQ4_0& block, int64_t i) {
 #endif
 }
 
-// A block's scale. One scalar conversion instruction where there is one.
-HWY_INLINE FloatVector LoadScale(F16 d) {
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
-  return hn::Set(FloatTag(), _cvtsh_ss(d.bits));
-#else
-  return hn::Set(FloatTag(), ToFloat(d));
-#endif
-}
+// A block's scale.
+HWY_INLINE FloatVector LoadScale(F16 d) { return hn::Set(FloatTag(), WidenHalf(d)); }
 
 // `count` contiguous elements from `from`, widened.
 template <typename T>

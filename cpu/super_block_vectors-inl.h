@@ -1,6 +1,10 @@
 // GGUF blocks of 256 elements, expanded and quantised with vectors: the same bytes as
 // super_blocks.h. Included per target, after hwy/highway.h.
 //
+// Expanding writes to an Out: a float*, a BF16*, or anything that moves along with `out + i` and
+// has a StoreFloats(FloatVec, Out) of its own, which need not store (matmul_gemv_simd.cc
+// multiplies).
+//
 // Quantising: one lane per sub-block. The elements of kLanes sub-blocks are transposed once, and
 // every lane then takes super_blocks.h's steps in its order, so that even the roundings of the
 // sums are the same.
@@ -14,6 +18,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "cpu/float_vectors-inl.h"
 #include "cpu/super_blocks.h"
@@ -30,7 +35,7 @@ HWY_INLINE hn::Vec<hn::RebindToSigned<FloatTag>> LoadBytes(const uint8_t* from) 
 
 // The 32 elements of a sub-block, q * scale - min; `get` gives the quants from element i on.
 template <typename Out, typename Get>
-HWY_INLINE void StoreSubBlock(float scale, float min, Out* out, Get get) {
+HWY_INLINE void StoreSubBlock(float scale, float min, Out out, Get get) {
   const FloatTag d;
   const FloatVec scales = hn::Set(d, scale), mins = hn::Set(d, min);
   for (int64_t i = 0; i < kSubBlock; i += kLanes) {
@@ -38,53 +43,84 @@ HWY_INLINE void StoreSubBlock(float scale, float min, Out* out, Get get) {
   }
 }
 
+// d * scale and dmin * min of the sub-blocks of q4_k and q5_k.
+template <typename Block>
+HWY_INLINE void LoadScaleMins(const Block& block, float* HWY_RESTRICT scale,
+                              float* HWY_RESTRICT min) {
+  const float d = WidenHalf(block.d), dmin = WidenHalf(block.dmin);
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  uint32_t low, middle, high;  // UnpackScaleMin for four sub-blocks at a time
+  std::memcpy(&low, block.scales, 4);
+  std::memcpy(&middle, block.scales + 4, 4);
+  std::memcpy(&high, block.scales + 8, 4);
+  // Whole words of 64 bits: halves through memory would stall the load that takes both.
+  const uint32_t scale_high = (high & 0x0F0F0F0Fu) | (low >> 2 & 0x30303030u);
+  const uint32_t min_high = (high >> 4 & 0x0F0F0F0Fu) | (middle >> 2 & 0x30303030u);
+  const hn::FixedTag<float, kSubBlocks> d8;
+  const auto widen = [&](uint64_t eight) HWY_ATTR {
+    const hn::Rebind<uint8_t, decltype(d8)> bytes;
+    const hn::RebindToSigned<decltype(d8)> di8;
+    const auto packed = hn::BitCast(bytes, hn::Set(hn::FixedTag<uint64_t, 1>(), eight));
+    return hn::ConvertTo(d8, hn::PromoteTo(di8, packed));
+  };
+  const auto scales = widen((low & 0x3F3F3F3Fu) | uint64_t{scale_high} << 32);
+  const auto mins = widen((middle & 0x3F3F3F3Fu) | uint64_t{min_high} << 32);
+  hn::StoreU(hn::Mul(hn::Set(d8, d), scales), d8, scale);
+  hn::StoreU(hn::Mul(hn::Set(d8, dmin), mins), d8, min);
+#else
+  for (int s = 0; s < kSubBlocks; ++s) {
+    const PackedScaleMin packed = UnpackScaleMin(block.scales, s);
+    scale[s] = d * static_cast<float>(packed.scale);
+    min[s] = dmin * static_cast<float>(packed.min);
+  }
+#endif
+}
+
 template <typename Out>
-HWY_INLINE void DequantizeBlockTo(const BlockQ4_K& block, Out* out) {
+HWY_INLINE void DequantizeBlockTo(const BlockQ4_K& block, Out out) {
   const hn::RebindToSigned<FloatTag> di;
-  const float d = ToFloat(block.d), dmin = ToFloat(block.dmin);
+  float scale[kSubBlocks], min[kSubBlocks];
+  LoadScaleMins(block, scale, min);
+#pragma GCC unroll 4
   for (int s = 0; s < kSubBlocks; s += 2) {
     const uint8_t* q = block.q + s / 2 * kSubBlock;
-    Out* to = out + s * kSubBlock;
-    const PackedScaleMin even = UnpackScaleMin(block.scales, s);
-    const PackedScaleMin odd = UnpackScaleMin(block.scales, s + 1);
-    StoreSubBlock(d * static_cast<float>(even.scale), dmin * static_cast<float>(even.min), to,
+    const Out to = out + s * kSubBlock;
+    StoreSubBlock(scale[s], min[s], to,
                   [&](int64_t i) HWY_ATTR { return hn::And(LoadBytes(q + i), hn::Set(di, 15)); });
-    StoreSubBlock(d * static_cast<float>(odd.scale), dmin * static_cast<float>(odd.min),
-                  to + kSubBlock,
+    StoreSubBlock(scale[s + 1], min[s + 1], to + kSubBlock,
                   [&](int64_t i) HWY_ATTR { return hn::ShiftRight<4>(LoadBytes(q + i)); });
   }
 }
 
 template <typename Out>
-HWY_INLINE void DequantizeBlockTo(const BlockQ5_K& block, Out* out) {
+HWY_INLINE void DequantizeBlockTo(const BlockQ5_K& block, Out out) {
   const hn::RebindToSigned<FloatTag> di;
-  const float d = ToFloat(block.d), dmin = ToFloat(block.dmin);
+  float scale[kSubBlocks], min[kSubBlocks];
+  LoadScaleMins(block, scale, min);
+#pragma GCC unroll 4
   for (int s = 0; s < kSubBlocks; s += 2) {
     const uint8_t* q = block.q + s / 2 * kSubBlock;
-    Out* to = out + s * kSubBlock;
-    const PackedScaleMin even = UnpackScaleMin(block.scales, s);
-    const PackedScaleMin odd = UnpackScaleMin(block.scales, s + 1);
+    const Out to = out + s * kSubBlock;
     // Bit s of the high byte, moved to bit 4.
     const auto fifth = [&](int64_t i, int bit) HWY_ATTR {
       const auto high = hn::ShiftLeftSame(LoadBytes(block.high + i), 4);
       return hn::And(hn::ShiftRightSame(high, bit), hn::Set(di, 16));
     };
-    StoreSubBlock(d * static_cast<float>(even.scale), dmin * static_cast<float>(even.min), to,
-                  [&](int64_t i) HWY_ATTR {
-                    return hn::Or(hn::And(LoadBytes(q + i), hn::Set(di, 15)), fifth(i, s));
-                  });
-    StoreSubBlock(d * static_cast<float>(odd.scale), dmin * static_cast<float>(odd.min),
-                  to + kSubBlock, [&](int64_t i) HWY_ATTR {
-                    return hn::Or(hn::ShiftRight<4>(LoadBytes(q + i)), fifth(i, s + 1));
-                  });
+    StoreSubBlock(scale[s], min[s], to, [&](int64_t i) HWY_ATTR {
+      return hn::Or(hn::And(LoadBytes(q + i), hn::Set(di, 15)), fifth(i, s));
+    });
+    StoreSubBlock(scale[s + 1], min[s + 1], to + kSubBlock, [&](int64_t i) HWY_ATTR {
+      return hn::Or(hn::ShiftRight<4>(LoadBytes(q + i)), fifth(i, s + 1));
+    });
   }
 }
 
 template <typename Out>
-HWY_INLINE void DequantizeBlockTo(const BlockQ6_K& block, Out* out) {
+HWY_INLINE void DequantizeBlockTo(const BlockQ6_K& block, Out out) {
   const FloatTag df;
   const hn::RebindToSigned<FloatTag> di;
-  const float d = ToFloat(block.d);
+  const float d = WidenHalf(block.d);
+#pragma GCC unroll 16
   for (int s = 0; s < kQ6SubBlocks; ++s) {
     const int begin = s * kQ6SubBlock, h = begin / 128, r = begin % 128;
     const FloatVec scale = hn::Set(df, d * static_cast<float>(block.scales[s]));
@@ -102,10 +138,11 @@ HWY_INLINE void DequantizeBlockTo(const BlockQ6_K& block, Out* out) {
 }
 
 template <typename Out>
-HWY_INLINE void DequantizeBlockTo(const BlockTQ2_0& block, Out* out) {
+HWY_INLINE void DequantizeBlockTo(const BlockTQ2_0& block, Out out) {
   const FloatTag df;
   const hn::RebindToSigned<FloatTag> di;
-  const FloatVec d = hn::Set(df, ToFloat(block.d));
+  const FloatVec d = hn::Set(df, WidenHalf(block.d));
+#pragma GCC unroll 8
   for (int part = 0; part < 8; ++part) {
     for (int64_t i = 0; i < 32; i += kLanes) {
       const auto bytes = LoadBytes(block.q + part / 4 * 32 + i);
