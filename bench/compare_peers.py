@@ -140,28 +140,24 @@ def find_models(args) -> dict[str, pathlib.Path]:
     return paths
 
 
-def measure_model(steps: Steps, dtype: str, model: pathlib.Path, threads: int, args) -> dict:
-    turns = []
-    for i in range(args.turns):
-        turn = {"tandem": steps.tandem_model(model, threads),
-                "llama_cpp": steps.llama_model(model, threads, blas=False)}
-        if args.llama_blas:
-            turn["llama_cpp_blas"] = steps.llama_model(model, threads, blas=True)
-        turns.append(turn)
-        note(f"{dtype} {threads} threads {i + 1}/{args.turns}: " + ", ".join(
-            f"{who} pp {v['prompt_tokens_per_second']:.1f} "
-            f"tg {v.get('generation_tokens_per_second', 0):.2f}" for who, v in turn.items()))
-    return {"format": dtype, "file_bytes": model.stat().st_size, "threads": threads, "turns": turns}
+def model_turn(steps: Steps, entry: dict, model: pathlib.Path, args) -> None:
+    threads = entry["threads"]
+    turn = {"tandem": steps.tandem_model(model, threads),
+            "llama_cpp": steps.llama_model(model, threads, blas=False)}
+    if args.llama_blas:
+        turn["llama_cpp_blas"] = steps.llama_model(model, threads, blas=True)
+    entry["turns"].append(turn)
+    note(f"{entry['format']} {threads} threads: " + ", ".join(
+        f"{who} pp {v['prompt_tokens_per_second']:.1f} "
+        f"tg {v.get('generation_tokens_per_second', 0):.2f}" for who, v in turn.items()))
 
 
-def measure_attention(steps: Steps, threads: int, args) -> dict:
-    turns = []
-    for i in range(args.turns):
-        turns.append({"tandem": steps.tandem_attention(threads),
-                      "torch": steps.peer_attention("torch", threads),
-                      "ggml": steps.peer_attention("ggml", threads)})
-        note(f"attention {threads} threads {i + 1}/{args.turns}")
-    return {"threads": threads, "turns": turns}
+def attention_turn(steps: Steps, entry: dict) -> None:
+    threads = entry["threads"]
+    entry["turns"].append({"tandem": steps.tandem_attention(threads),
+                           "torch": steps.peer_attention("torch", threads),
+                           "ggml": steps.peer_attention("ggml", threads)})
+    note(f"attention {threads} threads")
 
 
 def main() -> int:
@@ -201,21 +197,29 @@ def main() -> int:
     threads = [int(t) for t in args.threads.split(",")]
 
     steps = Steps(args)
+    models = find_models(args) if args.only != "attention" else {}
     result = {"date": datetime.date.today().isoformat(), "cpu": cpu_name(),
               "cores": os.cpu_count(), "load_before": os.getloadavg()[0],
-              "kernel_profile": steps.environment["TANDEM_KERNEL_PROFILE"], "turns": args.turns,
+              "kernel_profile": steps.environment["TANDEM_KERNEL_PROFILE"], "turns": 0,
               "prompt_tokens": args.prompt_tokens, "gen_tokens": args.gen_tokens,
               "blas": args.blas_name if args.llama_blas else "", "remarks": args.remark,
-              "attention_shapes": ATTENTION_SHAPES, "models": [], "attention": []}
-    if args.only != "models":
-        result["attention"] = [measure_attention(steps, t, args) for t in threads]
-    if args.only != "attention":
-        result["models"] = [measure_model(steps, f, path, t, args)
-                            for f, path in find_models(args).items() for t in threads]
+              "attention_shapes": ATTENTION_SHAPES,
+              "models": [{"format": f, "file_bytes": path.stat().st_size, "threads": t, "turns": []}
+                         for f, path in models.items() for t in threads],
+              "attention": [{"threads": t, "turns": []} for t in threads]
+              if args.only != "models" else []}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = peer_report.markdown(result)
-    (args.out / "peers.md").write_text(text)
+    # All models take their first turn before any takes its second: a drift within minutes shows as
+    # spread, and what is written after each round can be used.
+    while result["turns"] < args.turns:
+        for entry in result["attention"]:
+            attention_turn(steps, entry)
+        for entry in result["models"]:
+            model_turn(steps, entry, models[entry["format"]], args)
+        result["turns"] += 1
+        text = peer_report.markdown(result)
+        (args.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
+        (args.out / "peers.md").write_text(text)
     print(text)
     return 0
 
