@@ -200,26 +200,32 @@ def main() -> int:
     models = find_models(args) if args.only != "attention" else {}
     result = {"date": datetime.date.today().isoformat(), "cpu": cpu_name(),
               "cores": os.cpu_count(), "load_before": os.getloadavg()[0],
-              "kernel_profile": steps.environment["TANDEM_KERNEL_PROFILE"], "turns": 0,
+              "kernel_profile": steps.environment["TANDEM_KERNEL_PROFILE"],
               "prompt_tokens": args.prompt_tokens, "gen_tokens": args.gen_tokens,
               "blas": args.blas_name if args.llama_blas else "", "remarks": args.remark,
               "attention_shapes": ATTENTION_SHAPES,
               "models": [{"format": f, "file_bytes": path.stat().st_size, "threads": t, "turns": []}
-                         for f, path in models.items() for t in threads],
+                         for t in threads for f, path in models.items()],
               "attention": [{"threads": t, "turns": []} for t in threads]
               if args.only != "models" else []}
     args.out.mkdir(parents=True, exist_ok=True)
-    # All models take their first turn before any takes its second: a drift within minutes shows as
-    # spread, and what is written after each round can be used.
-    while result["turns"] < args.turns:
-        for entry in result["attention"]:
-            attention_turn(steps, entry)
-        for entry in result["models"]:
-            model_turn(steps, entry, models[entry["format"]], args)
-        result["turns"] += 1
+
+    def write() -> str:
         text = peer_report.markdown(result)
         (args.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
         (args.out / "peers.md").write_text(text)
+        return text
+
+    # All models take their first turn before any takes its second: a drift within minutes shows as
+    # spread. What has been measured is written after each turn.
+    for _ in range(args.turns):
+        for entry in result["models"]:
+            model_turn(steps, entry, models[entry["format"]], args)
+            write()
+        for entry in result["attention"]:
+            attention_turn(steps, entry)
+            write()
+    text = write()
     print(text)
     return 0
 

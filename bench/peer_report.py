@@ -123,8 +123,15 @@ def prefill_table(result: dict) -> list[str]:
     return lines
 
 
+def measured(entries: list[dict]) -> list[dict]:
+    return [e for e in entries if e["turns"]]
+
+
 def markdown(result: dict) -> str:
-    turns = f"{result['turns']} turns" if result["turns"] > 1 else "one turn"
+    result = {**result, "models": measured(result["models"]),
+              "attention": measured(result["attention"])}
+    counts = [len(e["turns"]) for e in result["models"] + result["attention"]]
+    turns = f"{min(counts)} turns" if min(counts) > 1 else "one turn"
     text = ["# Tandem beside its peers", "",
             f"{result['cpu']}, {result['cores']} cores, {result['date']}, load average before the "
             f"run {result['load_before']:.1f}; written by `bench/compare_peers.py`. Every program in "
