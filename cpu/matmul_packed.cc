@@ -61,6 +61,19 @@ struct Plan {
   int64_t rows_per_block() const { return Ceil(m, strips) * block_strips; }
 };
 
+// Units that all of `strips` multiply before the next ones. Few strips are as fast as what they
+// request from memory, and a chunk requests one of its own length: chunks of one length then, if K
+// has such. Measured for q4_k, K = 2048, 8 rows: 2 2 2 2 units 18 GB/s, 3 3 2 units 15.
+int64_t ChunkUnits(const Plan& plan, int64_t strips) {
+  if (strips == 1) return plan.units;
+  const int64_t most = std::max<int64_t>(1, kChunkBytes / plan.format.bytes);
+  if (strips > 4) return most;
+  for (int64_t units = most; units > most / 2; --units) {
+    if (plan.units % units == 0) return units;
+  }
+  return most;
+}
+
 struct Scratch {
   uint8_t* strips = nullptr;
   float* rows = nullptr;   // one of K per worker
@@ -125,8 +138,7 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
     const uint8_t* units = weights + panel * plan.units * plan.format.bytes;
     float* tile = scratch.tiles + worker * plan.rows_per_block() * kPanelColumns;
     const bool single = last - first == 1;
-    const int64_t chunk =
-        single ? plan.units : std::max<int64_t>(1, kChunkBytes / plan.format.bytes);
+    const int64_t chunk = ChunkUnits(plan, last - first);
     if (plan.units == 0) std::fill_n(tile, plan.rows_per_block() * kPanelColumns, 0.0f);
     for (int64_t u = 0; u < plan.units; u += chunk) {
       const int64_t count = std::min(chunk, plan.units - u);
