@@ -2,9 +2,8 @@
 // signed bytes in 16 bits, vpmaddwd two of these sums in 32. Weights of up to 6 bits cannot
 // overflow (2 * 63 * 127); the signs of q8_0's are moved to the activations (2 * 128 * 127 =
 // 32512). Inner loops: matmul_gemv_int8-inl.h.
-#include <immintrin.h>
-
 #include "cpu/matmul_gemv_int8.h"
+#include "cpu/x86_intrinsics.h"
 #include "hwy/base.h"
 
 HWY_PUSH_ATTRIBUTES("avx2,fma,f16c")

@@ -2,35 +2,20 @@
 // by signed bytes to each of 16 sums, exactly. Signed weights (q8_0) become unsigned by flipping
 // their sign bit, an offset of 128. Inner loops: matmul_gemv_int8-inl.h.
 #include "cpu/matmul_gemv_int8.h"
-
-// GCC 12 takes its own header's undefined registers for mistakes.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#ifndef __clang__
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
+#include "cpu/x86_intrinsics.h"
 #include "hwy/base.h"
 
 HWY_PUSH_ATTRIBUTES("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 namespace tandem::cpu {
 namespace {
 
-#define TANDEM_MACHINE_INLINE static inline __attribute__((always_inline))
+#include "cpu/int8_zmm-inl.h"
 
-struct Machine {
-  using Bytes = __m512i;
-  using Ints = __m512i;
-  using Floats = __m512;
+struct Machine : ZmmMachine {
   static constexpr int kBlocks = 4;
 
-  TANDEM_MACHINE_INLINE Bytes LoadBytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   TANDEM_MACHINE_INLINE Ints LoadInts(const uint8_t* p) { return _mm512_loadu_si512(p); }
   TANDEM_MACHINE_INLINE Floats LoadFloats(const uint8_t* p) { return _mm512_loadu_ps(p); }
-  TANDEM_MACHINE_INLINE Ints ZeroInts() { return _mm512_setzero_si512(); }
-  TANDEM_MACHINE_INLINE Floats ZeroFloats() { return _mm512_setzero_ps(); }
   TANDEM_MACHINE_INLINE __m128i LoadPiece(const uint8_t* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   }
@@ -65,26 +50,15 @@ struct Machine {
   TANDEM_MACHINE_INLINE Bytes Repeat(const uint8_t* p) {
     return _mm512_broadcast_i32x4(LoadPiece(p));
   }
-  TANDEM_MACHINE_INLINE Bytes Mask(Bytes x, char mask) {
-    return _mm512_and_si512(x, _mm512_set1_epi8(mask));
-  }
   // x | (y & mask)
   TANDEM_MACHINE_INLINE Bytes OrMasked(Bytes x, Bytes y, char mask) {
     return _mm512_ternarylogic_epi64(x, y, _mm512_set1_epi8(mask), 0xF8);
-  }
-  // Bits move between bytes: what is wanted is masked afterwards.
-  template <int kBits>
-  TANDEM_MACHINE_INLINE Bytes ShiftRight(Bytes x) {
-    return _mm512_srli_epi32(x, kBits);
   }
   // Each piece by a count of its own; negative: to the left.
   template <int k0, int k1, int k2, int k3>
   TANDEM_MACHINE_INLINE Bytes ShiftPieces(Bytes x) {
     return _mm512_rorv_epi32(
         x, _mm512_setr_epi32(k0, k0, k0, k0, k1, k1, k1, k1, k2, k2, k2, k2, k3, k3, k3, k3));
-  }
-  TANDEM_MACHINE_INLINE Ints Dot(Ints sum, Bytes u, Bytes s) {
-    return _mm512_dpbusd_epi32(sum, u, s);
   }
   TANDEM_MACHINE_INLINE Ints DotSigned(Bytes first, Bytes second, const uint8_t* x_first,
                                        const uint8_t* x_second, const uint8_t* start) {
@@ -94,11 +68,6 @@ struct Machine {
   }
   TANDEM_MACHINE_INLINE Ints MulInts(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
   TANDEM_MACHINE_INLINE Ints AddInts(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-  TANDEM_MACHINE_INLINE Floats ToFloats(Ints x) { return _mm512_cvtepi32_ps(x); }
-  TANDEM_MACHINE_INLINE Floats Mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
-  TANDEM_MACHINE_INLINE Floats MulAdd(Floats a, Floats b, Floats c) {
-    return _mm512_fmadd_ps(a, b, c);
-  }
   TANDEM_MACHINE_INLINE float Sum(Floats x) { return _mm512_reduce_add_ps(x); }
 
   TANDEM_MACHINE_INLINE uint64_t LoadHalf(const uint8_t* p) {

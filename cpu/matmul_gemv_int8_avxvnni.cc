@@ -1,8 +1,7 @@
 // Integer dot products of stored weights with AVX-VNNI: vpdpbusd on 256-bit vectors, for processors
 // without AVX-512. Inner loops: matmul_gemv_int8-inl.h.
-#include <immintrin.h>
-
 #include "cpu/matmul_gemv_int8.h"
+#include "cpu/x86_intrinsics.h"
 #include "hwy/base.h"
 
 HWY_PUSH_ATTRIBUTES("avx2,fma,f16c,avxvnni")
@@ -19,7 +18,7 @@ struct DotProduct {
   TANDEM_MACHINE_INLINE __m256i DotSigned(__m256i first, __m256i second, __m256i x_first,
                                           __m256i x_second, const uint8_t* start) {
     const __m256i sign = _mm256_set1_epi8(-128);
-    return Dot(Dot(LoadYmm(start), _mm256_xor_si256(first, sign), x_first),
+    return Dot(Dot(Ymm::LoadBytes(start), _mm256_xor_si256(first, sign), x_first),
                _mm256_xor_si256(second, sign), x_second);
   }
 };

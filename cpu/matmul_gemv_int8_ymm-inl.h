@@ -4,38 +4,26 @@
 //   static Ints DotSigned(first, second, x_first, x_second, start)      see q8_0
 // Included inside namespace tandem::cpu and its anonymous namespace.
 
-#define TANDEM_MACHINE_INLINE static inline __attribute__((always_inline))
-
-TANDEM_MACHINE_INLINE __m256i LoadYmm(const uint8_t* p) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-}
+#include "cpu/int8_ymm-inl.h"
 
 template <class DotProduct>
-struct YmmMachine {
-  using Bytes = __m256i;
-  using Ints = __m256i;
-  using Floats = __m256;
+struct YmmMachine : Ymm {
   static constexpr int kBlocks = 2;
 
-  TANDEM_MACHINE_INLINE Bytes LoadBytes(const uint8_t* p) { return LoadYmm(p); }
-  TANDEM_MACHINE_INLINE Ints LoadInts(const uint8_t* p) { return LoadYmm(p); }
+  TANDEM_MACHINE_INLINE Ints LoadInts(const uint8_t* p) { return LoadBytes(p); }
   TANDEM_MACHINE_INLINE Floats LoadFloats(const uint8_t* p) {
-    return _mm256_castsi256_ps(LoadYmm(p));
-  }
-  TANDEM_MACHINE_INLINE Ints ZeroInts() { return _mm256_setzero_si256(); }
-  TANDEM_MACHINE_INLINE Floats ZeroFloats() { return _mm256_setzero_ps(); }
-  TANDEM_MACHINE_INLINE __m128i LoadPiece(const uint8_t* p) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(LoadBytes(p));
   }
   // 16 bytes from each of two places, kStride apart.
   template <int kStride>
   TANDEM_MACHINE_INLINE Bytes LoadPieces(const uint8_t* p) {
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(LoadPiece(p)), LoadPiece(p + kStride), 1);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(LoadHalfVector(p)),
+                                   LoadHalfVector(p + kStride), 1);
   }
   // 32 bytes from each of two places: their first and their second halves.
   template <int kStride>
   TANDEM_MACHINE_INLINE void LoadHalves(const uint8_t* p, Bytes& first, Bytes& second) {
-    const Bytes v0 = LoadYmm(p), v1 = LoadYmm(p + kStride);
+    const Bytes v0 = LoadBytes(p), v1 = LoadBytes(p + kStride);
     first = _mm256_permute2x128_si256(v0, v1, 0x20);
     second = _mm256_permute2x128_si256(v0, v1, 0x31);
   }
@@ -46,19 +34,11 @@ struct YmmMachine {
     second = Repeat(p + 32 * kSet + 16);
   }
   TANDEM_MACHINE_INLINE Bytes Repeat(const uint8_t* p) {
-    return _mm256_broadcastsi128_si256(LoadPiece(p));
-  }
-  TANDEM_MACHINE_INLINE Bytes Mask(Bytes x, char mask) {
-    return _mm256_and_si256(x, _mm256_set1_epi8(mask));
+    return _mm256_broadcastsi128_si256(LoadHalfVector(p));
   }
   // x | (y & mask)
   TANDEM_MACHINE_INLINE Bytes OrMasked(Bytes x, Bytes y, char mask) {
     return _mm256_or_si256(x, Mask(y, mask));
-  }
-  // Bits move between bytes: what is wanted is masked afterwards.
-  template <int kBits>
-  TANDEM_MACHINE_INLINE Bytes ShiftRight(Bytes x) {
-    return _mm256_srli_epi32(x, kBits);
   }
   // The two pieces by a count of their own; negative: to the left. (A count of 32 gives zeros.)
   template <int k0, int k1, int, int>
@@ -73,15 +53,10 @@ struct YmmMachine {
   TANDEM_MACHINE_INLINE Ints Dot(Ints sum, Bytes u, Bytes s) { return DotProduct::Dot(sum, u, s); }
   TANDEM_MACHINE_INLINE Ints DotSigned(Bytes first, Bytes second, const uint8_t* x_first,
                                        const uint8_t* x_second, const uint8_t* start) {
-    return DotProduct::DotSigned(first, second, LoadYmm(x_first), LoadYmm(x_second), start);
+    return DotProduct::DotSigned(first, second, LoadBytes(x_first), LoadBytes(x_second), start);
   }
   TANDEM_MACHINE_INLINE Ints MulInts(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
   TANDEM_MACHINE_INLINE Ints AddInts(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-  TANDEM_MACHINE_INLINE Floats ToFloats(Ints x) { return _mm256_cvtepi32_ps(x); }
-  TANDEM_MACHINE_INLINE Floats Mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
-  TANDEM_MACHINE_INLINE Floats MulAdd(Floats a, Floats b, Floats c) {
-    return _mm256_fmadd_ps(a, b, c);
-  }
   TANDEM_MACHINE_INLINE float Sum(Floats x) {
     __m128 v = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     v = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -147,8 +122,8 @@ struct YmmMachine {
     Ints low, high;
     Floats d;
     __attribute__((always_inline)) explicit SixScales(const uint8_t* p)
-        : low(_mm256_cvtepi8_epi32(LoadPiece(p))),
-          high(_mm256_cvtepi8_epi32(_mm_srli_si128(LoadPiece(p), 8))),
+        : low(_mm256_cvtepi8_epi32(LoadHalfVector(p))),
+          high(_mm256_cvtepi8_epi32(_mm_srli_si128(LoadHalfVector(p), 8))),
           d(BroadcastHalf(p + 16)) {}
     template <int kQuad, int kSet, int kHalf>
     __attribute__((always_inline)) Ints Of() const {

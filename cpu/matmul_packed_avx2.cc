@@ -5,9 +5,8 @@
 // they are widened. q8_0's quants of 8 bits are made signed again (q - 128, so there is no offset
 // to correct): their magnitudes, at most 128, times the activations with the quants' signs; 128 *
 // 127 * 2 < 2^15.
-#include <immintrin.h>
-
 #include "cpu/matmul_packed.h"
+#include "cpu/x86_intrinsics.h"
 #include "hwy/base.h"
 
 HWY_PUSH_ATTRIBUTES("avx2,fma,f16c")

@@ -1,8 +1,7 @@
 // The packed integer product with AVX-VNNI: vpdpbusd on 32 bytes, as on processors that have no
 // AVX-512.
-#include <immintrin.h>
-
 #include "cpu/matmul_packed.h"
+#include "cpu/x86_intrinsics.h"
 #include "hwy/base.h"
 
 HWY_PUSH_ATTRIBUTES("avx2,fma,f16c,avxvnni")

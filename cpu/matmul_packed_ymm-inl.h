@@ -1,7 +1,7 @@
 // 64 bytes, 16 integers and 16 floats as two AVX2 vectors each: what the AVX2 and the AVX-VNNI
 // machine of matmul_packed_tile-inl.h share. Included within their anonymous namespaces.
 
-#define TANDEM_MACHINE_INLINE static inline __attribute__((always_inline))
+#include "cpu/int8_ymm-inl.h"
 
 struct YmmMachine {
   struct Bytes {
@@ -16,35 +16,33 @@ struct YmmMachine {
   using Quad = __m256i;
   static constexpr int kGroups = 1;  // at once: two would not fit 16 registers
 
-  TANDEM_MACHINE_INLINE __m256i Load(const uint8_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  TANDEM_MACHINE_INLINE Bytes LoadBytes(const uint8_t* p) {
+    return {Ymm::LoadBytes(p), Ymm::LoadBytes(p + 32)};
   }
-  TANDEM_MACHINE_INLINE Bytes LoadBytes(const uint8_t* p) { return {Load(p), Load(p + 32)}; }
   TANDEM_MACHINE_INLINE Bytes Mask(Bytes x, char mask) {
-    const __m256i m = _mm256_set1_epi8(mask);
-    return {_mm256_and_si256(x.low, m), _mm256_and_si256(x.high, m)};
+    return {Ymm::Mask(x.low, mask), Ymm::Mask(x.high, mask)};
   }
   TANDEM_MACHINE_INLINE Bytes Or(Bytes x, Bytes y) {
-    return {_mm256_or_si256(x.low, y.low), _mm256_or_si256(x.high, y.high)};
+    return {Ymm::Or(x.low, y.low), Ymm::Or(x.high, y.high)};
   }
   template <int kBits>
   TANDEM_MACHINE_INLINE Bytes ShiftRight(Bytes x) {
-    return {_mm256_srli_epi16(x.low, kBits), _mm256_srli_epi16(x.high, kBits)};
+    return {Ymm::ShiftRight<kBits>(x.low), Ymm::ShiftRight<kBits>(x.high)};
   }
   template <int kBits>
   TANDEM_MACHINE_INLINE Bytes ShiftLeft(Bytes x) {
-    return {_mm256_slli_epi16(x.low, kBits), _mm256_slli_epi16(x.high, kBits)};
+    return {Ymm::ShiftLeft<kBits>(x.low), Ymm::ShiftLeft<kBits>(x.high)};
   }
   TANDEM_MACHINE_INLINE Quad LoadQuad(const uint8_t* p) {
     int32_t bits;
     __builtin_memcpy(&bits, p, sizeof(bits));
     return _mm256_set1_epi32(bits);
   }
-  TANDEM_MACHINE_INLINE Ints ZeroInts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  TANDEM_MACHINE_INLINE Ints ZeroInts() { return {Ymm::ZeroInts(), Ymm::ZeroInts()}; }
   TANDEM_MACHINE_INLINE Floats ToFloats(Ints x) {
-    return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};
+    return {Ymm::ToFloats(x.low), Ymm::ToFloats(x.high)};
   }
-  TANDEM_MACHINE_INLINE Floats ZeroFloats() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  TANDEM_MACHINE_INLINE Floats ZeroFloats() { return {Ymm::ZeroFloats(), Ymm::ZeroFloats()}; }
   TANDEM_MACHINE_INLINE Floats LoadFloats(const float* p) {
     return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
   }
@@ -52,34 +50,31 @@ struct YmmMachine {
     _mm256_storeu_ps(p, x.low);
     _mm256_storeu_ps(p + 8, x.high);
   }
-  TANDEM_MACHINE_INLINE __m128i LoadHalf(const uint8_t* p) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  }
   TANDEM_MACHINE_INLINE Floats LoadHalfFloats(const uint8_t* p) {
-    return {_mm256_cvtph_ps(LoadHalf(p)), _mm256_cvtph_ps(LoadHalf(p + 16))};
+    return {_mm256_cvtph_ps(Ymm::LoadHalfVector(p)), _mm256_cvtph_ps(Ymm::LoadHalfVector(p + 16))};
   }
   TANDEM_MACHINE_INLINE Floats LoadUnsignedBytes(const uint8_t* p) {
-    const __m128i x = LoadHalf(p);
+    const __m128i x = Ymm::LoadHalfVector(p);
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)),
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
   }
   TANDEM_MACHINE_INLINE Floats LoadSignedBytes(const uint8_t* p) {
-    const __m128i x = LoadHalf(p);
+    const __m128i x = Ymm::LoadHalfVector(p);
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
   }
   TANDEM_MACHINE_INLINE Floats Mul(Floats x, Floats y) {
-    return {_mm256_mul_ps(x.low, y.low), _mm256_mul_ps(x.high, y.high)};
+    return {Ymm::Mul(x.low, y.low), Ymm::Mul(x.high, y.high)};
   }
   TANDEM_MACHINE_INLINE __m256 Broadcast(const uint8_t* p) {
     return _mm256_castsi256_ps(LoadQuad(p));
   }
   TANDEM_MACHINE_INLINE Floats MulScalar(Floats x, const uint8_t* p) {
     const __m256 y = Broadcast(p);
-    return {_mm256_mul_ps(x.low, y), _mm256_mul_ps(x.high, y)};
+    return {Ymm::Mul(x.low, y), Ymm::Mul(x.high, y)};
   }
   TANDEM_MACHINE_INLINE Floats MulAdd(Floats x, Floats y, Floats z) {
-    return {_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)};
+    return {Ymm::MulAdd(x.low, y.low, z.low), Ymm::MulAdd(x.high, y.high, z.high)};
   }
   // z - x * scalar
   TANDEM_MACHINE_INLINE Floats SubtractScaled(Floats z, Floats x, const uint8_t* p) {
