@@ -7,7 +7,7 @@
 //   widened in registers), quantised rows are dequantised into 16 KiB of L1, once per group.
 //   While one group is multiplied, the next is requested from memory: with few rows a product takes
 //   about as long as reading the weights, and expanding panels cannot overlap the two.
-//   Measured on one Zen 5 core, N = 5632, K = 2048, cold weights: docs/results/gemv.md.
+//   Measured on one Zen 5 core, N = 5632, K = 2048, cold weights: docs/results/matmul.md.
 // Mapping: a task is one strip of output features for all M rows.
 // Memory: b is read once from memory, and once per kTileRows rows from L1. a is copied once, in the
 //   order of its use, and read once per group of kGroup weight rows, from L2: that is what bounds
