@@ -33,10 +33,12 @@ def generation_limits(turns: list[dict]) -> list[float]:
     return limits
 
 
-def model_table(result: dict) -> list[str]:
-    peers = [("llama_cpp", "llama.cpp")]
-    if result["blas"]:
-        peers.append(("llama_cpp_blas", f"with {result['blas']}"))
+def peers_of(result: dict) -> list[tuple[str, str]]:
+    blas = [("llama_cpp_blas", f"with {result['blas']}")] if result["blas"] else []
+    return [("llama_cpp", "llama.cpp"), *blas]
+
+
+def model_table(result: dict, peers: list[tuple[str, str]]) -> list[str]:
     lines = ["| format | threads | pp Tandem | " + " | ".join(f"pp {name}" for _, name in peers) +
              " | Tandem / best | tg Tandem | tg llama.cpp | ratio | read GB/s | "
              "share of it, Tandem / llama.cpp |",
@@ -58,17 +60,22 @@ def model_table(result: dict) -> list[str]:
     return lines
 
 
-def cpu_second_table(result: dict) -> list[str]:
+def cpu_second_table(result: dict, peers: list[tuple[str, str]]) -> list[str]:
     """One thread only, where processor time is what a quiet machine would show as time."""
-    lines = ["| format | pp Tandem | pp llama.cpp | ratio | tg Tandem | tg llama.cpp | ratio |",
-             "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = ["| format | pp Tandem | " + " | ".join(f"pp {name}" for _, name in peers) +
+             " | Tandem / best | tg Tandem | tg llama.cpp | ratio |",
+             "|---|---:|" + "---:|" * (len(peers) + 4)]
+    pp, tg = "prompt_tokens_per_cpu_second", "generation_tokens_per_cpu_second"
     for e in result["models"]:
+        turns = e["turns"]
         if e["threads"] != 1:
             continue
-        cells = [e["format"]]
-        for key in ("prompt_tokens_per_cpu_second", "generation_tokens_per_cpu_second"):
-            cells += [f"{median(e['turns'], who, key):.2f}" for who in ("tandem", "llama_cpp")]
-            cells.append(spread([t["tandem"][key] / t["llama_cpp"][key] for t in e["turns"]]))
+        to_best = [t["tandem"][pp] / max(t[who][pp] for who, _ in peers) for t in turns]
+        ratio = [t["tandem"][tg] / t["llama_cpp"][tg] for t in turns]
+        cells = [e["format"], *(f"{median(turns, who, pp):.1f}"
+                                for who in ("tandem", *(who for who, _ in peers))),
+                 spread(to_best), f"{median(turns, 'tandem', tg):.2f}",
+                 f"{median(turns, 'llama_cpp', tg):.2f}", spread(ratio)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -78,9 +85,9 @@ def memory_table(result: dict) -> list[str]:
              "|---|---:|---:|---:|"]
     for e in result["models"]:
         t = e["turns"][0]["tandem"]
-        must = t["weight_bytes"] + t["kv_cache_bytes"]
-        lines.append(f"| {e['format']} | {e['threads']} | {must / 2**20:.0f} "
-                     f"| {(t['peak_resident_bytes'] - must) / 2**20:.0f} |")
+        must, peak = t["weight_bytes"] + t["kv_cache_bytes"], t["peak_resident_bytes"]
+        beyond = "-" if peak is None else f"{(peak - must) / 2**20:.0f}"  # None: not known here
+        lines.append(f"| {e['format']} | {e['threads']} | {must / 2**20:.0f} | {beyond} |")
     return lines
 
 
@@ -147,10 +154,11 @@ def markdown(result: dict) -> str:
                  f"llama.cpp through llama-cpp-python {version}, native build, its default choice of "
                  "flash attention and cache type (f16, as Tandem's). Generation's limit is read "
                  "bandwidth, measured by Tandem in the same step, over the weights and the cache.",
-                 "", *model_table(result)]
+                 "", *model_table(result, peers_of(result))]
         if any(e["threads"] == 1 for e in result["models"]):
             text += ["", "One thread, per second of processor time, which other processes disturb "
-                     "less:", "", *cpu_second_table(result)]
+                     "less:", "",
+                     *cpu_second_table(result, peers_of(result))]
         text += ["", "Peak memory of Tandem:", "", *memory_table(result)]
     if result["attention"]:
         first = result["attention"][0]["turns"][0]["torch"]
