@@ -82,11 +82,12 @@ class Steps:
         return json.loads(run([*self.hold, sys.executable, script, *command], environment))
 
     def tandem_model(self, model: pathlib.Path, threads: int) -> dict:
-        return json.loads(run(
+        figures = json.loads(run(
             [*self.hold, self.tandem, "bench-model", "-m", model, "--threads", threads,
              "--prompt-tokens", self.args.prompt_tokens, "--gen-tokens", self.args.gen_tokens,
              "--repetitions", 1, "--warm-up-tokens", WARM_UP_TOKENS, "--json",
              *self.args.tandem_arg], self.environment))
+        return {**figures, "model": model.name}
 
     def llama_model(self, model: pathlib.Path, threads: int, blas: bool) -> dict:
         environment = {"LLAMA_CPP_LIB_PATH": str(self.args.llama_blas)} if blas else None
