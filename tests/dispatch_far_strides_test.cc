@@ -1,10 +1,12 @@
 // 64-bit index arithmetic: operands whose rows, heads or sequences lie more than 2^31 elements
 // apart. The address space is reserved without memory behind it; only the pages that hold elements
-// are ever touched.
+// are ever touched. The emulated device reads it too: its addresses are the host's, and only its
+// own allocations are backed in full.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
 #include <memory>
+#include <tuple>
 
 #include "dispatch/context.h"
 #include "dispatch/registry.h"
@@ -63,15 +65,18 @@ int FarAxis(const TensorView& view) {
   return -1;
 }
 
-class FarStrides : public testing::TestWithParam<OpKind> {};
+class FarStrides : public testing::TestWithParam<std::tuple<OpKind, DeviceKind>> {};
 
 TEST_P(FarStrides, GiveTheSameResults) {
-  auto created = Context::Create();
+  const auto [op, kind] = GetParam();
+  ContextOptions options;
+  options.cuda_emulated = kind == DeviceKind::kCuda;
+  auto created = Context::Create(options);
   ASSERT_TRUE(created.ok()) << created.status().ToString();
-  ContextDevice& device = *(*created)->device(DeviceKind::kCpu);
+  ContextDevice& device = *(*created)->device(kind);
   int64_t runs = 0;
   ForEachCaseType([&]<typename Case>() {
-    if (Case::Args::kOp != GetParam()) return;
+    if (Case::Args::kOp != op) return;
     for (const Case& c : Case::Grid(GridSize::kShort)) {
       if (ExpectedCode(c) != absl::StatusCode::kOk) continue;
       const auto prepared = Prepare(c);
@@ -88,27 +93,28 @@ TEST_P(FarStrides, GiveTheSameResults) {
         memory.push_back(std::make_unique<Reserved>(ByteExtent(far) + 4096));
         if (memory.back()->data() == nullptr) GTEST_SKIP() << "cannot reserve address space";
         far.data = memory.back()->data();
+        far.device = device.backend->device();
         CopyElements(initial, far);
         views.Add(operand.name, far);
       }
       if (!any) continue;
       const typename Case::Args args = c.Bind(views);
       ASSERT_TRUE(Validate(args).ok()) << Validate(args).ToString();
-      for (const auto& kernel : KernelsOf<typename Case::Args>(DeviceKind::kCpu)) {
+      for (const auto& kernel : KernelsOf<typename Case::Args>(kind)) {
         KernelContext context{.stream = device.stream.get()};
         if (!kernel.supports(context, args).ok()) continue;
-        std::vector<double> scratch(
-            static_cast<size_t>(kernel.workspace_bytes(context, args) / 8 + 16));
-        void* begin = scratch.data();
-        size_t room = scratch.size() * 8;
-        begin = std::align(kBufferAlignment, room - kBufferAlignment, begin, room);
-        Workspace workspace(begin, static_cast<int64_t>(room));
+        const int64_t bytes = kernel.workspace_bytes(context, args);
+        const auto scratch = device.backend->allocator().Allocate(bytes);
+        ASSERT_TRUE(scratch.ok()) << scratch.status();
+        Workspace workspace((*scratch)->data(), bytes);
         context.workspace = &workspace;
         for (const Operand& operand : prepared->operands.all()) {
           CopyElements(prepared->operands.View(operand.name), views(operand.name));
         }
         const absl::Status status = kernel.run(context, args);
         ASSERT_TRUE(status.ok()) << status.ToString();
+        const absl::Status done = device.stream->Synchronize();
+        ASSERT_TRUE(done.ok()) << done.ToString();
         for (const Expectation& expectation : prepared->expectations) {
           Outcome outcome;
           EXPECT_EQ(Compare(expectation, views(expectation.operand), outcome), "")
@@ -122,11 +128,16 @@ TEST_P(FarStrides, GiveTheSameResults) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, FarStrides,
-                         testing::Values(OpKind::kAttention, OpKind::kMatMul, OpKind::kSoftmax,
-                                         OpKind::kRmsNorm, OpKind::kRope, OpKind::kSiluMul,
-                                         OpKind::kAdd, OpKind::kKvAppend, OpKind::kCast,
-                                         OpKind::kMergeAttention),
-                         [](const auto& param) { return std::string(Name(param.param)); });
+                         testing::Combine(testing::Values(OpKind::kAttention, OpKind::kMatMul,
+                                                          OpKind::kSoftmax, OpKind::kRmsNorm,
+                                                          OpKind::kRope, OpKind::kSiluMul,
+                                                          OpKind::kAdd, OpKind::kKvAppend,
+                                                          OpKind::kCast, OpKind::kMergeAttention),
+                                          testing::Values(DeviceKind::kCpu, DeviceKind::kCuda)),
+                         [](const auto& param) {
+                           return std::string(Name(std::get<0>(param.param))) + "_" +
+                                  std::string(Name(std::get<1>(param.param)));
+                         });
 
 }  // namespace
 }  // namespace tandem::cases

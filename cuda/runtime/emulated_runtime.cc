@@ -191,6 +191,7 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
           absl::StrCat("Launch ", function.name, ": it was not built for cuda:emulated"));
     }
     TANDEM_RETURN_IF_ERROR(CheckParameters(function, params));
+    if (!options_.run_kernels) return absl::OkStatus();
     const auto* bytes = static_cast<const char*>(params);
     // In 16-byte units: aligned as any parameter struct is.
     struct alignas(16) Unit {

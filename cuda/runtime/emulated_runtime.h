@@ -34,6 +34,8 @@ struct EmulatedRuntimeOptions {
   double bandwidth = 25e9;
   double jitter = 0.1;
   uint64_t seed = 1;  // of the jitter
+  // false: launches are checked, but do nothing, for sizes that would take too long.
+  bool run_kernels = true;
   emulator::EmulatorOptions emulator = {};
 };
 
