@@ -127,7 +127,7 @@ int64_t TileKeys(int64_t row_bytes) {
 
 template <typename T>
 void ScoreTile(const DecodeTask& task, const KeyTile<T>& tile, int64_t buffer,
-               const Prefetch<T>& ahead) {
+               Fetcher<T> ahead) {
   for (int b = 0; b < task.num_blocks; ++b) {
     const RowBlock& block = task.blocks[b];
     DispatchRows(block.padded, [&]<int RT>() {
@@ -135,6 +135,7 @@ void ScoreTile(const DecodeTask& task, const KeyTile<T>& tile, int64_t buffer,
                     block.scores + buffer * kTileKeys * RT, ahead);
     });
   }
+  ahead.FetchRest();
 }
 
 // acc of row r += weight * value, for keys that are not for all rows.
@@ -164,7 +165,7 @@ HWY_NOINLINE void AddApart(const DecodeTask& task, const KeyWalk<T>& walk, const
 // Scores of a tile become weights, and the values they weigh are added up.
 template <typename T>
 void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>& tile,
-                int64_t buffer, const Prefetch<T>& ahead) {
+                int64_t buffer, Fetcher<T> ahead) {
   for (int b = 0; b < task.num_blocks; ++b) {
     const RowBlock& block = task.blocks[b];
     DispatchRows(block.padded, [&]<int RT>() {
@@ -186,12 +187,7 @@ void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>
       if (tile.apart != 0) AddApart(task, walk, tile, block, scores);
     });
   }
-}
-
-template <typename T>
-Prefetch<T> RowsOf(const T* const* rows, int64_t count) {
-  const int64_t stride = count > 1 ? rows[1] - rows[0] : 0;
-  return {rows, count, stride * static_cast<int64_t>(sizeof(T))};
+  ahead.FetchRest();
 }
 
 // Keys [begin, end) of the task, stored as T. `following`: the rows of the task that this worker
@@ -207,8 +203,7 @@ void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
   KeyTile<T>* ring[kRing];
   for (int i = 0; i < kRing; ++i) ring[i] = reinterpret_cast<KeyTile<T>*>(memory + i * kTileBytes);
   KeyWalk<T> walk(args, task.rows, begin, end, tile_keys, task.plan->zeros);
-  // Tile number t is scored while t + 1 is fetched; behind the last come keys of the next task,
-  // which are only fetched.
+  // Behind the last tile come keys of the next task, which are only fetched.
   int64_t tiles = INT64_MAX;
   const auto describe = [&](int64_t t) {
     KeyTile<T>& tile = *ring[t % kRing];
@@ -222,33 +217,29 @@ void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
     }
     tile.keys = 0;
   };
-  // Without further tiles, what has been fetched already: that costs little.
   const auto k_rows = [&](int64_t t) {
-    const KeyTile<T>& tile = *ring[(t - (ring[t % kRing]->keys == 0)) % kRing];
-    return RowsOf(tile.k, tile.keys);
+    const KeyTile<T>& tile = *ring[t % kRing];
+    return Fetcher<T>(tile.k, tile.keys, args.head_dim() * bytes);
   };
   const auto v_rows = [&](int64_t t) {
-    const KeyTile<T>& tile = *ring[(t - (ring[t % kRing]->keys == 0)) % kRing];
-    return RowsOf(tile.v, tile.keys);
+    const KeyTile<T>& tile = *ring[t % kRing];
+    return Fetcher<T>(tile.v, tile.keys, args.v_head_dim() * bytes);
   };
   describe(0);
   if (tiles == 0) return;
-  if (fetch_first) {
-    for (int64_t i = 0; i < ring[0]->keys; ++i) {
-      PrefetchBytes(ring[0]->k[i], args.head_dim() * bytes);
-    }
-    for (int64_t i = 0; i < ring[0]->keys; ++i) {
-      PrefetchBytes(ring[0]->v[i], args.v_head_dim() * bytes);
-    }
-  }
+  if (fetch_first) k_rows(0).FetchRest();
   describe(1);
-  ScoreTile(task, *ring[0], 0, k_rows(1));
+  // Used in this order: K of 0, K of 1, V of 0, K of 2, V of 1, ...
+  ScoreTile(task, *ring[0], 0, tiles > 1 ? k_rows(1) : v_rows(0));
   for (int64_t t = 0; t < tiles; ++t) {
     if (t + 1 < tiles) {
+      ScoreTile(task, *ring[(t + 1) % kRing], (t + 1) % 2, v_rows(t));
       describe(t + 2);
-      ScoreTile(task, *ring[(t + 1) % kRing], (t + 1) % 2, k_rows(t + 2));
     }
-    FinishTile(task, walk, *ring[t % kRing], t % 2, v_rows(t + 1));
+    const int64_t next_k = t + 1 < tiles ? t + 2 : t + 1;
+    const bool k_follows = next_k < tiles || (t + 1 == tiles && ring[next_k % kRing]->keys > 0);
+    FinishTile(task, walk, *ring[t % kRing], t % 2,
+               k_follows ? k_rows(next_k) : v_rows(std::min(t + 1, tiles - 1)));
   }
 }
 
@@ -259,13 +250,13 @@ void DispatchCache(DType dtype, Fn&& fn) {
 }
 
 // Merges the chunks of one kv head in order, and writes its rows; rows that a ragged batch has
-// beyond the sequence's queries are empty.
+// beyond the sequence's queries are empty. parts: [chunks][rows][acc_stride], overwritten.
 template <typename T>
 HWY_NOINLINE void WriteRows(const AttentionArgs& args, const DecodePlan& plan,
-                            const DecodeRows& rows, int64_t head) {
+                            const DecodeRows& rows, int64_t head, float* parts) {
   const DF d;
   const int64_t v_head_dim = args.v_head_dim();
-  const int64_t chunk_floats = plan.padded_rows * plan.acc_stride;
+  const int64_t chunk_floats = plan.rows * plan.acc_stride;
   const int64_t written = args.q_offsets.present() ? rows.rows : rows.group * args.q_len();
   for (int64_t row = 0; row < written; ++row) {
     T* out = args.out.At<T>(rows.Offset(args.out, row));
@@ -276,7 +267,7 @@ HWY_NOINLINE void WriteRows(const AttentionArgs& args, const DecodePlan& plan,
       continue;
     }
     const int64_t first = head * plan.chunks;
-    float* HWY_RESTRICT acc = plan.acc + first * chunk_floats + row * plan.acc_stride;
+    float* HWY_RESTRICT acc = parts + row * plan.acc_stride;
     SoftmaxState state = plan.partial[first * plan.rows + row];
     for (int64_t c = 1; c < plan.chunks; ++c) {
       const SoftmaxState& other = plan.partial[(first + c) * plan.rows + row];
@@ -315,7 +306,7 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   float* unpacked = plan.unpacked + worker * kMaxBlockRows * plan.q_stride;
   float* scores = plan.scores + worker * 2 * plan.padded_rows * kTileKeys;
   float* state = plan.state + worker * plan.padded_rows * 2 * kLanes;
-  float* acc = plan.acc + index * plan.padded_rows * plan.acc_stride;
+  float* acc = plan.task_acc + worker * plan.padded_rows * plan.acc_stride;
   SoftmaxState* partial = plan.partial + index * plan.rows;
 
   RowBlock blocks[kMaxDecodeRows];
@@ -343,8 +334,10 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
     row += padded;
   }
 
-  // The task after those that the other workers are about to take.
-  const int64_t following_index = index + plan.workers;
+  // The thread pool gives a worker neighbouring tasks.
+  const int64_t following_index = index + 1;
+  const bool fetched = plan.fetched[worker] == index;
+  plan.fetched[worker] = following_index;
   DecodeRows following;
   KeyRange following_keys = {0, 0};
   if (following_index < plan.heads * plan.chunks) {
@@ -359,7 +352,7 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
                              ? keys.end
                              : std::min(keys.end, rows.sequence.cache_len);
   DispatchCache(args.k.dtype, [&]<typename T>() {
-    ProcessKeys<T>(task, worker, keys.begin, cached, hint, following_keys, index < plan.workers);
+    ProcessKeys<T>(task, worker, keys.begin, cached, hint, following_keys, !fetched);
   });
   if (std::max(keys.begin, cached) < keys.end) {
     DispatchFloat(args.k_new.dtype, [&]<typename T>() {
@@ -375,9 +368,16 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
       partial[block.first_row + r] = {block.max[r], sum};
     }
   }
+  if (plan.chunks == 1) {
+    DispatchFloat(args.out.dtype, [&]<typename T>() { WriteRows<T>(args, plan, rows, head, acc); });
+    return;
+  }
+  std::copy_n(acc, plan.rows * plan.acc_stride, plan.acc + index * plan.rows * plan.acc_stride);
   // The last to finish sees every chunk's results.
   if (plan.finished[head].fetch_add(1, std::memory_order_acq_rel) == plan.chunks - 1) {
-    DispatchFloat(args.out.dtype, [&]<typename T>() { WriteRows<T>(args, plan, rows, head); });
+    float* parts = plan.acc + head * plan.chunks * plan.rows * plan.acc_stride;
+    DispatchFloat(args.out.dtype,
+                  [&]<typename T>() { WriteRows<T>(args, plan, rows, head, parts); });
   }
 }
 
@@ -387,6 +387,7 @@ absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) 
   const DecodePlan plan = MakePlan(args, pool.size(), *context.workspace);
   if (!context.workspace->ok()) return absl::InternalError("attention: workspace too small");
   for (int64_t i = 0; i < plan.heads; ++i) new (&plan.finished[i]) std::atomic<int64_t>(0);
+  std::fill_n(plan.fetched, plan.workers, int64_t{-1});
   std::fill_n(plan.zeros, plan.acc_stride * static_cast<int64_t>(sizeof(float)), char{0});
   const int64_t row_bytes = ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim());
   pool.ParallelFor(

@@ -39,10 +39,13 @@ struct DecodePlan {
   float* scores;    // [2][padded_rows][kTileKeys]
   float* state;     // [padded_rows][2][kLanes]
   char* tiles;      // [kRing][kTileBytes]
+  int64_t* fetched;  // the task whose first keys this worker has fetched; speed only
   // Zeros, a row of V.
   char* zeros;
+  float* task_acc;   // [padded_rows][acc_stride]
+  // Per (batch, kv head, chunk), if there are several chunks.
+  float* acc;             // [rows][acc_stride]
   // Per (batch, kv head, chunk).
-  float* acc;             // [padded_rows][acc_stride]
   SoftmaxState* partial;  // [rows]
   // Per (batch, kv head).
   std::atomic<int64_t>* finished;
@@ -57,11 +60,12 @@ constexpr int64_t kRing = 3;
 constexpr int64_t kTileBytes = (sizeof(KeyTile<int8_t>) + 63) / 64 * 64;
 static_assert(sizeof(KeyTile<float>) <= sizeof(KeyTile<int8_t>));
 
-// At least 256 keys per chunk, and no more chunks than give every core of a large machine a few.
-// A function of the problem alone.
+// At least 256 keys per chunk, and no more tasks than keep the memory of a large machine busy: a
+// task costs 1000 to 3000 cycles beyond its keys (Zen 5; 256 keys of 8 rows x 64 take 11000), most
+// of it when its partial results have to come from memory. A function of the problem alone.
 inline int64_t ChunkKeys(int64_t keys, int64_t heads) {
   constexpr int64_t kMinChunk = 256;
-  constexpr int64_t kTasks = 256;
+  constexpr int64_t kTasks = 64;
   const int64_t chunks = std::clamp<int64_t>(kTasks / heads, 1, 64);
   return std::max(kMinChunk, RoundUp((keys + chunks - 1) / chunks, kTileKeys));
 }
@@ -91,8 +95,10 @@ inline DecodePlan MakePlan(const AttentionArgs& args, int workers, Workspace& wo
   plan.scores = workspace.Take<float>(workers * 2 * plan.padded_rows * kTileKeys);
   plan.state = workspace.Take<float>(workers * plan.padded_rows * 2 * kLanes);
   plan.tiles = workspace.Take<char>(workers * kRing * kTileBytes);
+  plan.fetched = workspace.Take<int64_t>(workers);
   plan.zeros = workspace.Take<char>(plan.acc_stride * static_cast<int64_t>(sizeof(float)));
-  plan.acc = workspace.Take<float>(tasks * plan.padded_rows * plan.acc_stride);
+  plan.task_acc = workspace.Take<float>(workers * plan.padded_rows * plan.acc_stride);
+  plan.acc = workspace.Take<float>(plan.chunks > 1 ? tasks * plan.rows * plan.acc_stride : 0);
   plan.partial = workspace.Take<SoftmaxState>(tasks * plan.rows);
   plan.finished = workspace.Take<std::atomic<int64_t>>(plan.heads);
   return plan;

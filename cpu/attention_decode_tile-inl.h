@@ -112,28 +112,66 @@ HWY_INLINE void PrefetchBytes(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(c + i, 0, 3);
 }
 
-// Prefetches kBytes from p on, at least one line.
-template <int kBytes>
-HWY_INLINE void PrefetchLines(uintptr_t address) {
-  TANDEM_UNROLL
-  for (int i = 0; i < kBytes; i += 64) {
-    __builtin_prefetch(reinterpret_cast<const char*>(address + i), 0, 3);
-  }
-}
-
-// Rows that will be needed in a while, to be fetched while as many others are worked on: evenly, as
-// the memory system takes only so many requests at a time. Rows of a group are assumed to lie
-// `stride` apart; where they do not, the wrong lines are fetched, which does no harm.
+// Fetches the rows that are needed next while others are worked on, line by line: each prefetch
+// that misses holds one of the few requests the memory system takes at a time and waits for it, so
+// they go out evenly, in the order of use, and one tile ahead. Two tiles ahead, with K and V as two
+// streams, the same loops read 27-31 GB/s from memory instead of 36 (Zen 5, 43 for a plain sum).
 template <typename T>
-struct Prefetch {
-  const T* const* rows;  // [count]
-  int64_t count;         // >= 1
-  int64_t stride;        // bytes
-
-  // As a number: guessed addresses need not lie in any object, nor in the address space.
-  uintptr_t Row(int64_t i) const {
-    return reinterpret_cast<uintptr_t>(rows[std::min(i, count - 1)]);
+class Fetcher {
+ public:
+  // rows[0 .. count), count >= 1, of row_bytes each.
+  Fetcher(const T* const* rows, int64_t count, int64_t row_bytes)
+      : next_(rows), last_(rows + count - 1), row_bytes_(row_bytes) {
+    // Rows behind each other are one long one (or look so: then the wrong lines are fetched).
+    if (Address(*last_) - Address(*next_) == static_cast<uintptr_t>((count - 1) * row_bytes)) {
+      row_bytes_ *= count;
+      last_ = next_;
+    }
+    Enter();
   }
+
+  // The next kBytes; in step `step` of equal ones, if that is less than a line. Behind the last row
+  // that row again, which costs little.
+  template <int kBytes>
+  HWY_INLINE void Fetch(int64_t step) {
+    if constexpr (kBytes < kLine) {
+      if (step % (kLine / kBytes) == 0) FetchLines<1>();
+    } else {
+      FetchLines<kBytes / kLine>();
+    }
+  }
+  // What has not been fetched yet.
+  void FetchRest() {
+    while (!done_) FetchLines<1>();
+  }
+
+ private:
+  static constexpr int kLine = 64;
+
+  // As a number: past the end of a row it need not lie in any object.
+  static uintptr_t Address(const T* p) { return reinterpret_cast<uintptr_t>(p); }
+  void Enter() {
+    line_ = Address(*next_);
+    end_ = line_ + static_cast<uintptr_t>(row_bytes_);
+  }
+  template <int kLines>
+  HWY_INLINE void FetchLines() {
+    TANDEM_UNROLL
+    for (int i = 0; i < kLines; ++i) {
+      __builtin_prefetch(reinterpret_cast<const char*>(line_ + i * kLine), 0, 3);
+    }
+    line_ += kLines * kLine;
+    if (HWY_LIKELY(line_ < end_)) return;
+    done_ = next_ == last_;
+    if (!done_) ++next_;
+    Enter();
+  }
+
+  const T* const* next_;
+  const T* const* last_;
+  int64_t row_bytes_;
+  uintptr_t line_, end_;
+  bool done_ = false;
 };
 
 // Rows of q as Scores reads them: [ceil(D / kParts)][RT][kBeside copies of kParts], zeros behind D.
@@ -177,18 +215,14 @@ HWY_INLINE VF LoadKeysTail(const T* const* HWY_RESTRICT k, int64_t e, int n) {
 template <typename T, int RT, bool kTail>
 HWY_NOINLINE void ScoresLoop(const T* const* HWY_RESTRICT k, int64_t keys, int64_t head_dim,
                              const float* HWY_RESTRICT q, float* HWY_RESTRICT scores,
-                             const Prefetch<T>& ahead) {
+                             Fetcher<T>& ahead) {
   using Layout = BlockLayout<RT>;
   constexpr int KT = Layout::kKeys, B = Layout::kBeside, P = Layout::kParts;
   constexpr int kBytes = static_cast<int>(sizeof(T));
   const DF d;
   const int64_t whole = head_dim / P * P;
+  Fetcher<T> fetch = ahead;  // a copy, to be kept in registers
   for (int64_t key = 0; key < keys; key += KT, scores += KT * RT) {
-    uintptr_t fetch = ahead.Row(key);
-    if (ahead.stride != head_dim * kBytes) {  // not one run of bytes
-      for (int j = 0; j < KT; ++j)
-        PrefetchBytes(reinterpret_cast<const void*>(ahead.Row(key + j)), head_dim * kBytes);
-    }
     const T* rows[KT];
     TANDEM_UNROLL
     for (int j = 0; j < KT; ++j) rows[j] = k[key + j];
@@ -210,8 +244,8 @@ HWY_NOINLINE void ScoresLoop(const T* const* HWY_RESTRICT k, int64_t keys, int64
       }
     };
     const float* HWY_RESTRICT qp = q;
-    for (int64_t e = 0; e < whole; e += P, qp += RT * kLanes, fetch += KT * P * kBytes) {
-      PrefetchLines<KT * P * kBytes>(fetch);
+    for (int64_t e = 0; e < whole; e += P, qp += RT * kLanes) {
+      fetch.template Fetch<KT * P * kBytes>(e / P);
       add(qp, [e](const T* const* row) HWY_ATTR { return LoadKeys<T, B>(row, e); });
     }
     if constexpr (kTail) {
@@ -227,12 +261,13 @@ HWY_NOINLINE void ScoresLoop(const T* const* HWY_RESTRICT k, int64_t keys, int64
       hn::Store(SumParts<P>(&acc[0][0]), d, scores);
     }
   }
+  ahead = fetch;
 }
 
 template <typename T, int RT>
 HWY_INLINE void Scores(const T* const* HWY_RESTRICT k, int64_t keys, int64_t head_dim,
                        const float* HWY_RESTRICT q, float* HWY_RESTRICT scores,
-                       const Prefetch<T>& ahead) {
+                       Fetcher<T>& ahead) {
   if (head_dim % BlockLayout<RT>::kParts == 0) {
     ScoresLoop<T, RT, false>(k, keys, head_dim, q, scores, ahead);
   } else {
@@ -283,7 +318,7 @@ template <typename T, int RT, int NV, bool kTail>
 HWY_NOINLINE void ValuesBlock(const T* const* HWY_RESTRICT v, int64_t column, int64_t keys,
                               const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factor,
                               float* HWY_RESTRICT acc, int64_t acc_stride, int tail,
-                              const Prefetch<T>& ahead) {
+                              Fetcher<T>& ahead) {
   const DF d;
   VF a[RT][NV];
   TANDEM_UNROLL
@@ -308,16 +343,12 @@ HWY_NOINLINE void ValuesBlock(const T* const* HWY_RESTRICT v, int64_t column, in
       for (int n = 0; n < NV; ++n) a[r][n] = hn::MulAdd(w, values[n], a[r][n]);
     }
   };
-  constexpr int kBytes = static_cast<int>(sizeof(T));
-  constexpr int64_t kStep = 8;  // keys
-  for (int64_t first = 0; first < keys; first += kStep) {
-    uintptr_t fetch = ahead.Row(first) + column * kBytes;
-    const int64_t end = std::min(first + kStep, keys);
-    for (int64_t key = first; key < end; ++key, fetch += ahead.stride) {
-      PrefetchLines<NV * kLanes * kBytes>(fetch);
-      add(v[key] + column, weights + key * RT);
-    }
+  Fetcher<T> fetch = ahead;
+  for (int64_t key = 0; key < keys; ++key) {
+    fetch.template Fetch<NV * kLanes * static_cast<int>(sizeof(T))>(key);
+    add(v[key] + column, weights + key * RT);
   }
+  ahead = fetch;
   TANDEM_UNROLL
   for (int r = 0; r < RT; ++r) {
     TANDEM_UNROLL
@@ -330,7 +361,7 @@ template <typename T, int RT, int NV>
 HWY_INLINE void ValuesColumns(const T* const* HWY_RESTRICT v, int64_t first_vector, int64_t keys,
                               int64_t v_head_dim, const float* HWY_RESTRICT weights,
                               const float* HWY_RESTRICT factor, float* HWY_RESTRICT acc,
-                              int64_t acc_stride, const Prefetch<T>& ahead) {
+                              int64_t acc_stride, Fetcher<T>& ahead) {
   const int64_t whole = v_head_dim / kLanes;
   int64_t i = first_vector;
   for (; i + NV <= whole; i += NV) {
@@ -352,7 +383,7 @@ HWY_INLINE void ValuesColumns(const T* const* HWY_RESTRICT v, int64_t first_vect
 template <typename T, int RT>
 HWY_NOINLINE void Values(const T* const* HWY_RESTRICT v, int64_t keys, int64_t v_head_dim,
                          const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factor,
-                         float* HWY_RESTRICT acc, int64_t acc_stride, const Prefetch<T>& ahead) {
+                         float* HWY_RESTRICT acc, int64_t acc_stride, Fetcher<T>& ahead) {
   constexpr int kRegisters = kLanes >= 16 ? 16 : 8;
   constexpr int NV = std::min(kRegisters / RT, 8);
   ValuesColumns<T, RT, NV>(v, 0, keys, v_head_dim, weights, factor, acc, acc_stride, ahead);
