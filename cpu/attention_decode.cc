@@ -39,6 +39,8 @@
 #include <atomic>
 #include <cstdint>
 #include <new>
+#include <string>
+#include <utility>
 
 #include "core/dtype.h"
 #include "core/kernel.h"
@@ -46,6 +48,7 @@
 #include "core/ops/online_softmax.h"
 #include "core/status.h"
 #include "cpu/attention_decode_keys-inl.h"
+#include "cpu/attention_decode_pairs-inl.h"
 #include "cpu/attention_decode_plan-inl.h"
 #include "cpu/attention_decode_scores-inl.h"
 #include "cpu/attention_decode_tile-inl.h"
@@ -102,6 +105,7 @@ HWY_INLINE void DispatchRows(int rows, Fn&& fn) {
 }
 
 // Rows of q of one block, times `scale`, as Scores reads them; rows beyond the last are zero.
+template <bool kPairs>
 void PackRows(const AttentionArgs& args, const DecodeRows& rows, const RowBlock& block, float scale,
               float* HWY_RESTRICT unpacked, int64_t stride, float* HWY_RESTRICT out) {
   const int64_t head_dim = args.head_dim();
@@ -116,7 +120,10 @@ void PackRows(const AttentionArgs& args, const DecodeRows& rows, const RowBlock&
       }
     }
   });
-  DispatchRows(block.padded, [&]<int RT>() { PackBlock<RT>(unpacked, stride, head_dim, out); });
+  DispatchRows(block.padded, [&]<int RT>() {
+    if constexpr (kPairs) RowsToPairs<RT>(unpacked, stride, head_dim);
+    PackBlock<RT>(unpacked, stride, kPairs ? (head_dim + 1) / 2 : head_dim, out);
+  });
 }
 
 // Keys per tile: about 8 KB of K, so that the K and V of two tiles fit the first-level cache;
@@ -125,14 +132,13 @@ int64_t TileKeys(int64_t row_bytes) {
   return std::clamp<int64_t>(RoundUp(8192 / row_bytes, kKeyGroup), kKeyGroup, kTileKeys);
 }
 
-template <typename T>
-void ScoreTile(const DecodeTask& task, const KeyTile<T>& tile, int64_t buffer,
-               Fetcher<T> ahead) {
+template <typename T, bool kPairs>
+void ScoreTile(const DecodeTask& task, const KeyTile<T>& tile, int64_t buffer, Fetcher<T> ahead) {
   for (int b = 0; b < task.num_blocks; ++b) {
     const RowBlock& block = task.blocks[b];
     DispatchRows(block.padded, [&]<int RT>() {
-      Scores<T, RT>(tile.k, tile.keys, task.args->head_dim(), block.q,
-                    block.scores + buffer * kTileKeys * RT, ahead);
+      Scores<T, RT, kPairs>(tile.k, tile.keys, task.args->head_dim(), block.q, task.rules.q_scale,
+                            block.scores + buffer * kTileKeys * RT, ahead);
     });
   }
   ahead.FetchRest();
@@ -163,7 +169,7 @@ HWY_NOINLINE void AddApart(const DecodeTask& task, const KeyWalk<T>& walk, const
 }
 
 // Scores of a tile become weights, and the values they weigh are added up.
-template <typename T>
+template <typename T, bool kPairs>
 void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>& tile,
                 int64_t buffer, Fetcher<T> ahead) {
   for (int b = 0; b < task.num_blocks; ++b) {
@@ -182,8 +188,13 @@ void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>
       HWY_ALIGN float factor[kLanes];
       Softmax<RT>(scores, tile.keys, block.max, block.sum, factor);
       if constexpr (std::is_same_v<T, int8_t>) ScaleByKey<RT>(tile.v_scale, tile.keys, scores);
-      Values<T, RT>(tile.v, tile.keys, task.args->v_head_dim(), scores, factor, block.acc,
-                    task.plan->acc_stride, ahead);
+      if constexpr (kPairs) {
+        ValuesPairs<RT>(tile.v, tile.keys, task.args->v_head_dim(), scores, factor, block.acc,
+                        task.plan->acc_stride, ahead);
+      } else {
+        Values<T, RT>(tile.v, tile.keys, task.args->v_head_dim(), scores, factor, block.acc,
+                      task.plan->acc_stride, ahead);
+      }
       if (tile.apart != 0) AddApart(task, walk, tile, block, scores);
     });
   }
@@ -192,7 +203,7 @@ void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>
 
 // Keys [begin, end) of the task, stored as T. `following`: the rows of the task that this worker
 // will probably do next, or null, and its keys. fetch_first: nobody has fetched the first tile.
-template <typename T>
+template <typename T, bool kPairs>
 void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
                  const DecodeRows* following, KeyRange following_keys, bool fetch_first) {
   if (begin >= end) return;
@@ -230,16 +241,16 @@ void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
   if (fetch_first) k_rows(0).FetchRest();
   describe(1);
   // Used in this order: K of 0, K of 1, V of 0, K of 2, V of 1, ...
-  ScoreTile(task, *ring[0], 0, tiles > 1 ? k_rows(1) : v_rows(0));
+  ScoreTile<T, kPairs>(task, *ring[0], 0, tiles > 1 ? k_rows(1) : v_rows(0));
   for (int64_t t = 0; t < tiles; ++t) {
     if (t + 1 < tiles) {
-      ScoreTile(task, *ring[(t + 1) % kRing], (t + 1) % 2, v_rows(t));
+      ScoreTile<T, kPairs>(task, *ring[(t + 1) % kRing], (t + 1) % 2, v_rows(t));
       describe(t + 2);
     }
     const int64_t next_k = t + 1 < tiles ? t + 2 : t + 1;
     const bool k_follows = next_k < tiles || (t + 1 == tiles && ring[next_k % kRing]->keys > 0);
-    FinishTile(task, walk, *ring[t % kRing], t % 2,
-               k_follows ? k_rows(next_k) : v_rows(std::min(t + 1, tiles - 1)));
+    FinishTile<T, kPairs>(task, walk, *ring[t % kRing], t % 2,
+                          k_follows ? k_rows(next_k) : v_rows(std::min(t + 1, tiles - 1)));
   }
 }
 
@@ -300,6 +311,8 @@ KeyRange ChunkOf(const DecodePlan& plan, const DecodeRows& rows, int64_t chunk) 
   return {begin, std::min(begin + plan.chunk, rows.any.end)};
 }
 
+// kPairs: the cache and new keys are bf16.
+template <bool kPairs>
 void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t index, int worker) {
   const int64_t head = index / plan.chunks, chunk = index % plan.chunks;
   float* q = plan.q + worker * plan.padded_rows * plan.q_stride;
@@ -328,8 +341,8 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
     std::fill_n(block.sum, kLanes, 0.0f);
     std::fill_n(block.acc, padded * plan.acc_stride, 0.0f);
     if (keys.begin < keys.end) {
-      PackRows(args, rows, block, task.rules.q_scale, unpacked, plan.q_stride,
-               q + row * plan.q_stride);
+      PackRows<kPairs>(args, rows, block, kPairs ? 1.0f : task.rules.q_scale, unpacked,
+                       plan.q_stride, q + row * plan.q_stride);
     }
     row += padded;
   }
@@ -351,13 +364,18 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   const int64_t cached = args.k_new.present() && args.k_new.dtype == args.k.dtype
                              ? keys.end
                              : std::min(keys.end, rows.sequence.cache_len);
-  DispatchCache(args.k.dtype, [&]<typename T>() {
-    ProcessKeys<T>(task, worker, keys.begin, cached, hint, following_keys, !fetched);
-  });
-  if (std::max(keys.begin, cached) < keys.end) {
-    DispatchFloat(args.k_new.dtype, [&]<typename T>() {
-      ProcessKeys<T>(task, worker, std::max(keys.begin, cached), keys.end, nullptr, {0, 0}, true);
+  if constexpr (kPairs) {
+    ProcessKeys<BF16, true>(task, worker, keys.begin, keys.end, hint, following_keys, !fetched);
+  } else {
+    DispatchCache(args.k.dtype, [&]<typename T>() {
+      ProcessKeys<T, false>(task, worker, keys.begin, cached, hint, following_keys, !fetched);
     });
+    if (std::max(keys.begin, cached) < keys.end) {
+      DispatchFloat(args.k_new.dtype, [&]<typename T>() {
+        ProcessKeys<T, false>(task, worker, std::max(keys.begin, cached), keys.end, nullptr, {0, 0},
+                              true);
+      });
+    }
   }
 
   for (int b = 0; b < task.num_blocks; ++b) {
@@ -381,6 +399,7 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   }
 }
 
+template <bool kPairs>
 absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) {
   if (args.out.empty() && (!args.lse.present() || args.lse.empty())) return absl::OkStatus();
   ThreadPool& pool = CpuStream::Of(context).pool();
@@ -392,7 +411,7 @@ absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) 
   const int64_t row_bytes = ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim());
   pool.ParallelFor(
       plan.heads * plan.chunks,
-      [&](int64_t task, int worker) { RunDecodeTask(args, plan, task, worker); },
+      [&](int64_t task, int worker) { RunDecodeTask<kPairs>(args, plan, task, worker); },
       plan.keys * row_bytes);
   return absl::OkStatus();
 }
@@ -435,19 +454,38 @@ absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   return absl::OkStatus();
 }
 
+// As AVX-512, for bf16 K and V, new ones included. q and weights are rounded to bf16, which the
+// numerics contract allows where the cache is.
+absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& args) {
+  TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
+  if (!CpuStream::Of(context).features().avx512_bf16) {
+    return Unimplemented("needs a processor with bf16 dot products (AVX512_BF16)");
+  }
+  for (const auto& [name, view] : {std::pair("k", &args.k), std::pair("k_new", &args.k_new)}) {
+    if (!view->present() || view->dtype == DType::kBF16) continue;
+    return Unimplemented(name, ": needs bf16, got ", std::string(Name(view->dtype)));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+Kernel<AttentionArgs> AttentionDecodeBf16Dot() {
+  return {"decode_bf16dot", DeviceKind::kCpu, SupportsPairs, N_AVX3::DecodeWorkspaceBytes,
+          N_AVX3::RunDecode<true>};
+}
 
 Kernel<AttentionArgs> AttentionDecode(Isa isa) {
   switch (isa) {
     case Isa::kAvx512:
       return {"decode_avx512", DeviceKind::kCpu, Supports<Isa::kAvx512>,
-              N_AVX3::DecodeWorkspaceBytes, N_AVX3::RunDecode};
+              N_AVX3::DecodeWorkspaceBytes, N_AVX3::RunDecode<false>};
     case Isa::kAvx2:
       return {"decode_avx2", DeviceKind::kCpu, Supports<Isa::kAvx2>, N_AVX2::DecodeWorkspaceBytes,
-              N_AVX2::RunDecode};
+              N_AVX2::RunDecode<false>};
     default:
       return {"decode_scalar", DeviceKind::kCpu, Supports<Isa::kScalar>,
-              TANDEM_N_SCALAR::DecodeWorkspaceBytes, TANDEM_N_SCALAR::RunDecode};
+              TANDEM_N_SCALAR::DecodeWorkspaceBytes, TANDEM_N_SCALAR::RunDecode<false>};
   }
 }
 

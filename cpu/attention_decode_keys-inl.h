@@ -87,7 +87,8 @@ template <typename T>
 struct KeyTile {
   int64_t key;   // position of the first
   int64_t keys;  // 0: none left
-  // Rows of K and V. Those of k go on to a whole group, repeating the last.
+  // Rows of K and V. Those of k go on to a whole group, repeating the last; those of v to an even
+  // number, with zeros.
   const T* k[kTileKeys];
   const T* v[kTileKeys];
   // i8 only, and up to a whole vector behind the last key.
@@ -245,10 +246,17 @@ class KeyWalk {
           tile.k_scale[j + i] = k_scale[i * args_.k_scale.stride(2)];
           tile.v_scale[j + i] = v_scale[i * args_.v_scale.stride(2)];
         }
+        // Those of the next tile, in this page or, in a dense cache, beyond: they are read when
+        // that is described, and a miss then would hold up everything.
+        PrefetchBytes(k_scale + run * args_.k_scale.stride(2),
+                      run * args_.k_scale.stride(2) * static_cast<int64_t>(sizeof(float)));
+        PrefetchBytes(v_scale + run * args_.v_scale.stride(2),
+                      run * args_.v_scale.stride(2) * static_cast<int64_t>(sizeof(float)));
       }
       j += run;
     }
     for (int64_t j = tile.keys; j % kKeyGroup != 0; ++j) tile.k[j] = tile.k[tile.keys - 1];
+    if (tile.keys % 2 != 0) tile.v[tile.keys] = zeros_;
     if constexpr (std::is_same_v<T, int8_t>) {
       std::fill_n(tile.k_scale + tile.keys, kLanes, 0.0f);
       std::fill_n(tile.v_scale + tile.keys, kLanes, 0.0f);

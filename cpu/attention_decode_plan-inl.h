@@ -34,17 +34,17 @@ struct DecodePlan {
   DecodeRows alike;  // of the first sequence; unless the batch is ragged, of all
 
   // Per worker.
-  float* q;         // [padded_rows * q_stride]
-  float* unpacked;  // [kMaxBlockRows * q_stride]
-  float* scores;    // [2][padded_rows][kTileKeys]
-  float* state;     // [padded_rows][2][kLanes]
-  char* tiles;      // [kRing][kTileBytes]
+  float* q;          // [padded_rows * q_stride]
+  float* unpacked;   // [kMaxBlockRows * q_stride]
+  float* scores;     // [2][padded_rows][kTileKeys]
+  float* state;      // [padded_rows][2][kLanes]
+  char* tiles;       // [kRing][kTileBytes]
   int64_t* fetched;  // the task whose first keys this worker has fetched; speed only
   // Zeros, a row of V.
   char* zeros;
-  float* task_acc;   // [padded_rows][acc_stride]
+  float* task_acc;  // [padded_rows][acc_stride]
   // Per (batch, kv head, chunk), if there are several chunks.
-  float* acc;             // [rows][acc_stride]
+  float* acc;  // [rows][acc_stride]
   // Per (batch, kv head, chunk).
   SoftmaxState* partial;  // [rows]
   // Per (batch, kv head).

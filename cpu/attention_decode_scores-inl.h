@@ -21,7 +21,7 @@ namespace tandem::cpu::HWY_NAMESPACE {
 
 // Which steps a call needs.
 struct ScoreRules {
-  float q_scale;  // goes into q: scale, divided by the soft cap if there is one
+  float q_scale;  // goes into q (or scores): scale, divided by the soft cap if there is one
   float softcap;  // 0: none
   bool alibi, bias;
   bool any;

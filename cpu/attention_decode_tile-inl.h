@@ -188,10 +188,18 @@ HWY_NOINLINE void PackBlock(const float* HWY_RESTRICT rows, int64_t stride, int6
   }
 }
 
-// Elements [e, e + kLanes / kBeside) of kBeside keys beside each other, as f32.
-template <typename T, int kBeside>
+// Elements [e, e + kLanes / kBeside) of kBeside keys beside each other, as f32; twice as many, as
+// they are, if kPairs.
+template <typename T, int kBeside, bool kPairs>
 HWY_INLINE VF LoadKeys(const T* const* HWY_RESTRICT k, int64_t e) {
-  if constexpr (kBeside == 1) {
+  if constexpr (kPairs && kBeside == 1) {
+    return hn::LoadU(DF(), reinterpret_cast<const float*>(k[0] + e));
+  } else if constexpr (kPairs) {
+#if HWY_TARGET == HWY_AVX3
+    return LoadTwoHalves(reinterpret_cast<const float*>(k[0] + e),
+                         reinterpret_cast<const float*>(k[1] + e));
+#endif
+  } else if constexpr (kBeside == 1) {
     return LoadF32(k[0] + e);
   } else {
 #if HWY_TARGET == HWY_AVX3
@@ -201,26 +209,48 @@ HWY_INLINE VF LoadKeys(const T* const* HWY_RESTRICT k, int64_t e) {
 }
 
 // The last n elements of kBeside keys, from e on, then zeros.
-template <typename T, int kBeside>
+template <typename T, int kBeside, bool kPairs>
 HWY_INLINE VF LoadKeysTail(const T* const* HWY_RESTRICT k, int64_t e, int n) {
-  HWY_ALIGN T padded[kLanes] = {};
+  constexpr int kElements = kPairs ? 2 * kLanes : kLanes;
+  HWY_ALIGN T padded[kElements] = {};
   for (int i = 0; i < kBeside; ++i) {
-    std::memcpy(padded + i * (kLanes / kBeside), k[i] + e, static_cast<size_t>(n) * sizeof(T));
+    std::memcpy(padded + i * (kElements / kBeside), k[i] + e, static_cast<size_t>(n) * sizeof(T));
   }
-  return LoadF32(padded);
+  if constexpr (kPairs) {
+    return hn::Load(DF(), reinterpret_cast<const float*>(padded));
+  } else {
+    return LoadF32(padded);
+  }
+}
+
+// a * b + c in each lane; kPairs: of the products of both bf16 of a lane, exact, with subnormal
+// numbers taken for 0.
+template <bool kPairs>
+HWY_INLINE VF MulAddLanes(VF a, VF b, VF c) {
+  if constexpr (kPairs) {
+#if HWY_TARGET == HWY_AVX3
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c.raw) : "v"(a.raw), "v"(b.raw));
+#endif
+    return c;
+  } else {
+    return hn::MulAdd(a, b, c);
+  }
 }
 
 // scores[key][row] = q[row] . k[key] for `keys` keys, rounded up to whole groups: k has that many
-// pointers to rows. q: [ceil(D / kParts)][RT][kBeside copies of kParts].
-template <typename T, int RT, bool kTail>
+// pointers to rows. q: [ceil(D / kParts)][RT][kBeside copies of kParts]. kPairs: a lane is a pair
+// of neighbouring elements (see attention_decode_pairs-inl.h), so that kParts lanes are twice as
+// many.
+template <typename T, int RT, bool kPairs, bool kTail>
 HWY_NOINLINE void ScoresLoop(const T* const* HWY_RESTRICT k, int64_t keys, int64_t head_dim,
-                             const float* HWY_RESTRICT q, float* HWY_RESTRICT scores,
+                             const float* HWY_RESTRICT q, float scale, float* HWY_RESTRICT scores,
                              Fetcher<T>& ahead) {
   using Layout = BlockLayout<RT>;
   constexpr int KT = Layout::kKeys, B = Layout::kBeside, P = Layout::kParts;
-  constexpr int kBytes = static_cast<int>(sizeof(T));
+  constexpr int kStep = kPairs ? 2 * P : P;  // elements of D of each key
+  constexpr int kBytes = KT * kStep * static_cast<int>(sizeof(T));
   const DF d;
-  const int64_t whole = head_dim / P * P;
+  const int64_t whole = head_dim / kStep * kStep;
   Fetcher<T> fetch = ahead;  // a copy, to be kept in registers
   for (int64_t key = 0; key < keys; key += KT, scores += KT * RT) {
     const T* rows[KT];
@@ -240,38 +270,42 @@ HWY_NOINLINE void ScoresLoop(const T* const* HWY_RESTRICT k, int64_t keys, int64
       for (int j = 0; j < KT / B; ++j) {
         const VF kv = InRegister(load(rows + j * B));
         TANDEM_UNROLL
-        for (int r = 0; r < RT; ++r) acc[j][r] = hn::MulAdd(qv[r], kv, acc[j][r]);
+        for (int r = 0; r < RT; ++r) acc[j][r] = MulAddLanes<kPairs>(qv[r], kv, acc[j][r]);
       }
     };
     const float* HWY_RESTRICT qp = q;
-    for (int64_t e = 0; e < whole; e += P, qp += RT * kLanes) {
-      fetch.template Fetch<KT * P * kBytes>(e / P);
-      add(qp, [e](const T* const* row) HWY_ATTR { return LoadKeys<T, B>(row, e); });
+    for (int64_t e = 0; e < whole; e += kStep, qp += RT * kLanes) {
+      fetch.template Fetch<kBytes>(e / kStep);
+      add(qp, [e](const T* const* row) HWY_ATTR { return LoadKeys<T, B, kPairs>(row, e); });
     }
     if constexpr (kTail) {
       const int tail = static_cast<int>(head_dim - whole);
       add(qp, [whole, tail](const T* const* row)
-                  HWY_ATTR { return LoadKeysTail<T, B>(row, whole, tail); });
+                  HWY_ATTR { return LoadKeysTail<T, B, kPairs>(row, whole, tail); });
     }
+    const auto store = [&](VF sums, float* HWY_RESTRICT to) HWY_ATTR {
+      if constexpr (kPairs) sums = hn::Mul(sums, hn::Set(d, scale));
+      hn::Store(sums, d, to);
+    };
     if constexpr (P == RT) {
       TANDEM_UNROLL
-      for (int j = 0; j < KT / B; ++j) hn::Store(SumParts<P>(acc[j]), d, scores + j * kLanes);
+      for (int j = 0; j < KT / B; ++j) store(SumParts<P>(acc[j]), scores + j * kLanes);
     } else {
       static_assert(B == 1);
-      hn::Store(SumParts<P>(&acc[0][0]), d, scores);
+      store(SumParts<P>(&acc[0][0]), scores);
     }
   }
   ahead = fetch;
 }
 
-template <typename T, int RT>
+template <typename T, int RT, bool kPairs>
 HWY_INLINE void Scores(const T* const* HWY_RESTRICT k, int64_t keys, int64_t head_dim,
-                       const float* HWY_RESTRICT q, float* HWY_RESTRICT scores,
+                       const float* HWY_RESTRICT q, float scale, float* HWY_RESTRICT scores,
                        Fetcher<T>& ahead) {
-  if (head_dim % BlockLayout<RT>::kParts == 0) {
-    ScoresLoop<T, RT, false>(k, keys, head_dim, q, scores, ahead);
+  if (head_dim % (BlockLayout<RT>::kParts * (kPairs ? 2 : 1)) == 0) {
+    ScoresLoop<T, RT, kPairs, false>(k, keys, head_dim, q, scale, scores, ahead);
   } else {
-    ScoresLoop<T, RT, true>(k, keys, head_dim, q, scores, ahead);
+    ScoresLoop<T, RT, kPairs, true>(k, keys, head_dim, q, scale, scores, ahead);
   }
 }
 
@@ -345,7 +379,7 @@ HWY_NOINLINE void ValuesBlock(const T* const* HWY_RESTRICT v, int64_t column, in
   };
   Fetcher<T> fetch = ahead;
   for (int64_t key = 0; key < keys; ++key) {
-    fetch.template Fetch<NV * kLanes * static_cast<int>(sizeof(T))>(key);
+    fetch.template Fetch<NV * kLanes* static_cast<int>(sizeof(T))>(key);
     add(v[key] + column, weights + key * RT);
   }
   ahead = fetch;

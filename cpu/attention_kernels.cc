@@ -20,10 +20,10 @@ absl::Status CheckContiguousRows(const AttentionArgs& args) {
 
 template <>
 KernelList<AttentionArgs> Kernels<AttentionArgs>() {
-  static const std::array<Kernel<AttentionArgs>, 8> kKernels = {
-      AttentionDecode(Isa::kAvx512),  AttentionPrefillBf16Dot(),    AttentionPrefill(Isa::kAvx512),
-      AttentionDecode(Isa::kAvx2),    AttentionPrefill(Isa::kAvx2), AttentionDecode(Isa::kScalar),
-      AttentionPrefill(Isa::kScalar), AttentionReference(),
+  static const std::array<Kernel<AttentionArgs>, 9> kKernels = {
+      AttentionDecodeBf16Dot(),       AttentionDecode(Isa::kAvx512),  AttentionPrefillBf16Dot(),
+      AttentionPrefill(Isa::kAvx512), AttentionDecode(Isa::kAvx2),    AttentionPrefill(Isa::kAvx2),
+      AttentionDecode(Isa::kScalar),  AttentionPrefill(Isa::kScalar), AttentionReference(),
   };
   return kKernels;
 }
