@@ -18,10 +18,12 @@
 // number of threads, and merging is in chunk order: results are bit-identical at any thread count.
 //
 // Memory: K and V of the visible keys once, in place, in their own type; partial results of
-// rows * Dv floats per chunk, written and read once. The scores of a tile are computed before the
-// values of the one before it are used, so that the latency of softmax hides behind multiply-adds,
-// and rows are prefetched about one tile ahead, at the end of a task those of the next. Tiles that
-// no row sees are not read.
+// rows * Dv floats per chunk, written and read once if there are several. The scores of a tile are
+// computed before the values of the one before it are used, so that the latency of softmax hides
+// behind multiply-adds. While a tile of K or V is worked on, the one used next is fetched, at the
+// end of a task that of the next (Fetcher). Tiles that no row sees are not read.
+//
+// bf16 caches have a kernel with bf16 dot products (attention_decode_pairs-inl.h).
 //
 // Range: up to 16 queries and 128 query rows per key/value head (so that rows, scores and
 // accumulators of a tile stay in the first two cache levels); D, Dv, q rows and out rows contiguous
