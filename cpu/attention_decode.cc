@@ -128,10 +128,11 @@ void PackRows(const AttentionArgs& args, const DecodeRows& rows, const RowBlock&
   });
 }
 
-// Keys per tile: about 8 KB of K, so that the K and V of two tiles fit the first-level cache;
-// whole groups.
+// Keys per tile: about 16 KB of K, so that the K or V worked on and what is fetched meanwhile fit
+// the first-level cache (8 KB: 0.92 of the speed from memory, f16, heads of 128, Zen 5); whole
+// groups.
 int64_t TileKeys(int64_t row_bytes) {
-  return std::clamp<int64_t>(RoundUp(8192 / row_bytes, kKeyGroup), kKeyGroup, kTileKeys);
+  return std::clamp<int64_t>(RoundUp(16384 / row_bytes, kKeyGroup), kKeyGroup, kTileKeys);
 }
 
 template <typename T, bool kPairs>

@@ -106,12 +106,6 @@ HWY_INLINE VF MaxOfRows(VF x) {
   return x;
 }
 
-// Prefetches `bytes` from p on into the first-level cache.
-HWY_INLINE void PrefetchBytes(const void* p, int64_t bytes) {
-  const char* c = static_cast<const char*>(p);
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(c + i, 0, 3);
-}
-
 // Fetches the rows that are needed next while others are worked on, line by line: each prefetch
 // that misses holds one of the few requests the memory system takes at a time and waits for it, so
 // they go out evenly, in the order of use, and one tile ahead. Two tiles ahead, with K and V as two
