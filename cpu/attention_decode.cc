@@ -23,7 +23,8 @@
 // behind multiply-adds. While a tile of K or V is worked on, the one used next is fetched, at the
 // end of a task that of the next (Fetcher). Tiles that no row sees are not read.
 //
-// bf16 caches have a kernel with bf16 dot products (attention_decode_pairs-inl.h).
+// Where q is bf16 like the cache, there is a kernel with bf16 dot products
+// (attention_decode_pairs-inl.h).
 //
 // Range: up to 16 queries and 128 query rows per key/value head (so that rows, scores and
 // accumulators of a tile stay in the first two cache levels); D, Dv, q rows and out rows contiguous
@@ -457,14 +458,14 @@ absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   return absl::OkStatus();
 }
 
-// As AVX-512, for bf16 K and V, new ones included. q and weights are rounded to bf16, which the
-// numerics contract allows where the cache is.
+// Where everything that is read is bf16: weights may then be kept in bf16 too.
 absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
   if (!CpuStream::Of(context).features().avx512_bf16) {
     return Unimplemented("needs a processor with bf16 dot products (AVX512_BF16)");
   }
-  for (const auto& [name, view] : {std::pair("k", &args.k), std::pair("k_new", &args.k_new)}) {
+  for (const auto& [name, view] :
+       {std::pair("q", &args.q), std::pair("k", &args.k), std::pair("k_new", &args.k_new)}) {
     if (!view->present() || view->dtype == DType::kBF16) continue;
     return Unimplemented(name, ": needs bf16, got ", std::string(Name(view->dtype)));
   }

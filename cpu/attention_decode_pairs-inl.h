@@ -1,11 +1,11 @@
-// Decode attention over bf16 caches with dot products of bf16 pairs (vdpbf16ps: two exact products
-// and their f32 sum in each lane, at the rate of multiply-adds), in place of widening to f32.
+// Decode attention where q, K and V are bf16, with dot products of bf16 pairs (vdpbf16ps: two exact
+// products and their f32 sum in each lane, at the rate of multiply-adds), in place of widening to
+// f32.
 //
-//   q        rounded to bf16 (exact if it is bf16: the scale goes to the scores)
+//   q        bf16 as it came: the scale goes to the scores
 //   scores   as in attention_decode_tile-inl.h; a lane holds two neighbouring elements of D
-//   values   a lane holds the same column of two neighbouring keys, interleaved when loaded;
-//   weights
-//            are rounded to bf16, the sum that normalises them is that of the unrounded ones
+//   values   a lane holds the same column of two neighbouring keys, interleaved when loaded
+//   weights  rounded to bf16; the sum that normalises them is that of the unrounded ones
 //
 // Everything else is common to all caches. AVX-512 only.
 #if defined(TANDEM_CPU_ATTENTION_DECODE_PAIRS_INL_H_) == defined(HWY_TARGET_TOGGLE)

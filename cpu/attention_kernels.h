@@ -25,7 +25,7 @@ inline constexpr int64_t kMaxDecodeRows = 128;  // q_heads / kv_heads * queries
 // Few query rows: streams the cache once, split into chunks (attention_decode.cc).
 Kernel<AttentionArgs> AttentionDecode(Isa isa);
 
-// The same through bf16 dot products, where k and v are bf16 and the processor has them.
+// The same through bf16 dot products, where q, k and v are bf16 and the processor has them.
 Kernel<AttentionArgs> AttentionDecodeBf16Dot();
 
 // Many query rows: tiles of queries x keys as small matrix products (attention_prefill.cc).

@@ -239,20 +239,12 @@ inline Expected Reference(const AttentionArgs& args) {
   return expected;
 }
 
-// Where the cache is bf16, new keys included, a kernel may keep q and the probabilities in bf16.
-inline bool MayUseBf16(const AttentionArgs& args) {
-  return args.k.dtype == DType::kBF16 &&
-         (!args.k_new.present() || args.k_new.dtype == DType::kBF16);
-}
-
 inline double OutputTolerance(const AttentionArgs& args) {
-  if (args.out.dtype == DType::kBF16 || MayUseBf16(args)) return 5e-3;
+  // Where everything that comes in is bf16 a kernel may keep the probabilities in bf16.
+  const bool bf16 = args.q.dtype == DType::kBF16 && args.k.dtype == DType::kBF16 &&
+                    (!args.k_new.present() || args.k_new.dtype == DType::kBF16);
+  if (args.out.dtype == DType::kBF16 || bf16) return 5e-3;
   return args.out.dtype == DType::kF32 ? 4e-6 : 6e-4;
-}
-
-// Relative to 1 + |lse|. A score is then off by the rounding of q, 2^-9 of each element.
-inline double LseTolerance(const AttentionArgs& args) {
-  return MayUseBf16(args) && args.q.dtype != DType::kBF16 ? 5e-3 : 3e-6;
 }
 
 // Compares out and lse with the reference; NaN must be where the reference has it.
@@ -286,8 +278,7 @@ inline void ExpectMatches(const Tensors& tensors, const AttentionArgs& args,
             EXPECT_EQ(actual, wanted) << what;
           }
         } else {
-          EXPECT_NEAR(actual, wanted, LseTolerance(args) * (1.0 + std::abs(wanted)))
-              << what << " row " << i;
+          EXPECT_NEAR(actual, wanted, 3e-6 * (1.0 + std::abs(wanted))) << what << " row " << i;
         }
       }
     }
