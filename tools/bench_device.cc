@@ -26,6 +26,7 @@ struct Options {
 
 struct Row {
   std::string what;
+  std::string kernel;    // that ran
   double seconds = 0.0;  // median
   double bytes = 0.0;    // read and written, each once
   double flops = 0.0;
@@ -40,6 +41,7 @@ class Bench {
   absl::StatusOr<std::vector<Row>> Run() {
     TANDEM_RETURN_IF_ERROR(MeasureCopy());
     TANDEM_RETURN_IF_ERROR(MeasureElementOps());
+    TANDEM_RETURN_IF_ERROR(MeasureDecoderOps());
     TANDEM_RETURN_IF_ERROR(MeasureMasks());
     TANDEM_RETURN_IF_ERROR(MeasureMatMul());
     return std::move(rows_);
@@ -55,9 +57,22 @@ class Bench {
     return tensor;
   }
 
+  // The kernel that ran it; "-" for what is no op.
+  absl::StatusOr<std::string> WarmUp(const std::function<absl::Status()>& run) {
+    Trace& trace = context_.trace();
+    const bool enabled = trace.enabled();
+    const size_t before = trace.records().size();
+    trace.Enable(true);
+    const absl::Status status = run();
+    trace.Enable(enabled);
+    TANDEM_RETURN_IF_ERROR(status);
+    if (trace.records().size() == before) return std::string("-");
+    return std::string(trace.records().back().kernel);
+  }
+
   absl::Status Measure(const std::string& what, double bytes, double flops,
                        const std::function<absl::Status()>& run) {
-    TANDEM_RETURN_IF_ERROR(run());  // warm
+    TANDEM_ASSIGN_OR_RETURN(const std::string kernel, WarmUp(run));
     std::vector<double> seconds;
     for (int i = 0; i < options_.repeats; ++i) {
       TANDEM_ASSIGN_OR_RETURN(const auto start, device_.stream->Record());
@@ -67,7 +82,8 @@ class Bench {
       TANDEM_ASSIGN_OR_RETURN(seconds.emplace_back(), end->SecondsSince(*start));
     }
     std::nth_element(seconds.begin(), seconds.begin() + options_.repeats / 2, seconds.end());
-    rows_.push_back({what, seconds[static_cast<size_t>(options_.repeats / 2)], bytes, flops});
+    rows_.push_back(
+        {what, kernel, seconds[static_cast<size_t>(options_.repeats / 2)], bytes, flops});
     return absl::OkStatus();
   }
 
@@ -101,9 +117,90 @@ class Bench {
     }));
     TANDEM_RETURN_IF_ERROR(Measure("softmax f16", 2 * one, 0.0,
                                    [&] { return SoftmaxInto(context_, {.x = a, .out = out}); }));
-    TANDEM_ASSIGN_OR_RETURN(const Tensor wide, Make(DType::kF32, {rows, kColumns}));
-    return Measure("cast f16 -> f32", 3 * one, 0.0,
-                   [&] { return CastInto(context_, {.x = a, .out = wide}); });
+    TANDEM_RETURN_IF_ERROR(Measure("rms_norm with residual f16", 4 * one, 0.0, [&] {
+      RmsNormArgs args;
+      args.x = a;
+      args.residual = args.sum = b;
+      args.weight = weight;
+      args.out = out;
+      return RmsNormInto(context_, args);
+    }));
+    return MeasureCasts(a, rows, kColumns);
+  }
+
+  absl::Status MeasureCasts(const Tensor& narrow, int64_t rows, int64_t columns) {
+    TANDEM_ASSIGN_OR_RETURN(const Tensor wide, Make(DType::kF32, {rows, columns}));
+    const double elements = static_cast<double>(rows * columns);
+    TANDEM_RETURN_IF_ERROR(Measure("cast f16 -> f32", 6 * elements, 0.0,
+                                   [&] { return CastInto(context_, {.x = narrow, .out = wide}); }));
+    for (const DType block : {DType::kQ8_0, DType::kQ4_0}) {
+      TANDEM_ASSIGN_OR_RETURN(const Tensor blocks, Make(block, {rows, columns}));
+      const double bytes =
+          elements * (4.0 + static_cast<double>(BlockBytes(block)) / BlockLength(block));
+      const std::string name(Name(block));
+      TANDEM_RETURN_IF_ERROR(Measure("cast f32 -> " + name, bytes, 0.0, [&] {
+        return CastInto(context_, {.x = wide, .out = blocks});
+      }));
+      TANDEM_RETURN_IF_ERROR(Measure("cast " + name + " -> f32", bytes, 0.0, [&] {
+        return CastInto(context_, {.x = blocks, .out = wide});
+      }));
+    }
+    return absl::OkStatus();
+  }
+
+  // One token per sequence or many, as in a decoder of 32 query and 8 key/value heads of 128.
+  absl::Status MeasureDecoderOps() {
+    constexpr int64_t kHeads = 32, kKvHeads = 8, kDim = 128;
+    const int64_t tokens = std::max<int64_t>(options_.bytes / (kHeads * kDim * 2), 1);
+    TANDEM_ASSIGN_OR_RETURN(const Tensor q, Make(DType::kF16, {1, kHeads, tokens, kDim}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor k, Make(DType::kF16, {1, kKvHeads, tokens, kDim}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor v, Make(DType::kF16, {1, kKvHeads, tokens, kDim}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor k_cache, Make(DType::kF16, {1, kKvHeads, tokens, kDim}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor v_cache, Make(DType::kF16, {1, kKvHeads, tokens, kDim}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor positions, Make(DType::kI32, {tokens}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor inv_freq, Make(DType::kF32, {kDim / 2}));
+    const double row = static_cast<double>(tokens * kDim * 2);
+    TANDEM_RETURN_IF_ERROR(Measure("rope f16", 2 * kHeads * row, 0.0, [&] {
+      RopeArgs args;
+      args.x = args.out = q;
+      args.positions = positions;
+      args.inv_freq = inv_freq;
+      args.pairing = RopePairing::kHalf;
+      return RopeInto(context_, args);
+    }));
+    TANDEM_RETURN_IF_ERROR(
+        Measure("kv_append with rope f16", (2 * kHeads + 4 * kKvHeads) * row, 0.0, [&] {
+          KvAppendArgs args;
+          args.k = k;
+          args.v = v;
+          args.k_cache = k_cache;
+          args.v_cache = v_cache;
+          args.rope = {positions, inv_freq, RopePairing::kHalf, 1.0f};
+          args.q = args.q_out = q;
+          return KvAppendInto(context_, args);
+        }));
+    const Tensor& table = q;  // seen as rows of all heads
+    TANDEM_ASSIGN_OR_RETURN(const Tensor ids, Make(DType::kI32, {tokens}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor embedded, Make(DType::kF16, {tokens, kHeads * kDim}));
+    TANDEM_RETURN_IF_ERROR(Measure("embedding f16, one row", kHeads * row, 0.0, [&] {
+      EmbeddingArgs args;
+      args.table =
+          MakeView(table.view().data, DType::kF16, {tokens, kHeads * kDim}, table.view().device);
+      args.ids = ids;
+      args.out = embedded;
+      return EmbeddingInto(context_, args);
+    }));
+    constexpr int64_t kVocabulary = 128256;
+    for (const int64_t sequences : {1, 64}) {
+      TANDEM_ASSIGN_OR_RETURN(const Tensor logits, Make(DType::kF32, {sequences, kVocabulary}));
+      TANDEM_ASSIGN_OR_RETURN(const Tensor best, Make(DType::kI32, {sequences}));
+      TANDEM_RETURN_IF_ERROR(Measure(absl::StrFormat("argmax f32 %d x %d", sequences, kVocabulary),
+                                     static_cast<double>(sequences * kVocabulary * 4), 0.0, [&] {
+                                       return ArgMaxInto(context_, {.x = logits, .out = best});
+                                     }));
+      if (sequences * kVocabulary * 64 * 4 > options_.bytes) break;
+    }
+    return absl::OkStatus();
   }
 
   absl::Status MeasureMasks() {
@@ -167,6 +264,7 @@ absl::Status Run(const Options& o) {
         {"device", device}, {"virtual_clock", emulated}, {"rows", nlohmann::json::array()}};
     for (const Row& row : rows) {
       json["rows"].push_back({{"what", row.what},
+                              {"kernel", row.kernel},
                               {"seconds", row.seconds},
                               {"bytes", row.bytes},
                               {"flops", row.flops},
@@ -177,9 +275,9 @@ absl::Status Run(const Options& o) {
   }
   std::cout << device << "; medians of " << o.repeats << "\n";
   if (emulated) std::cout << "The emulated device's clock is virtual: these are no measurements.\n";
-  Table table({"what", "us", "GB/s", "of device copy", "TFLOP/s"});
+  Table table({"what", "kernel", "us", "GB/s", "of device copy", "TFLOP/s"});
   for (const Row& row : rows) {
-    table.Row({row.what, absl::StrFormat("%.1f", row.seconds * 1e6),
+    table.Row({row.what, row.kernel, absl::StrFormat("%.1f", row.seconds * 1e6),
                absl::StrFormat("%.1f", row.bytes / row.seconds * 1e-9),
                absl::StrFormat("%.2f", row.bytes / row.seconds / copy),
                row.flops > 0 ? absl::StrFormat("%.2f", row.flops / row.seconds * 1e-12) : "-"});

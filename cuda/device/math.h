@@ -19,13 +19,19 @@ __device__ inline double ExpF64(double x) { return exp(x); }
 __device__ inline double LogF64(double x) { return log(x); }
 // sin(pi x) and cos(pi x): without the reduction of large arguments that sin(x) does in local
 // memory.
+struct SinCosF64 {
+  double sine, cosine;
+};
+__device__ inline SinCosF64 SinCosPiF64(double x) {
+  SinCosF64 result;
 #if TANDEM_CUDA_EMULATED
-inline double SinPiF64(double x) { return sin(3.14159265358979323846 * (x - 2.0 * rint(0.5 * x))); }
-inline double CosPiF64(double x) { return cos(3.14159265358979323846 * (x - 2.0 * rint(0.5 * x))); }
+  const double angle = 3.14159265358979323846 * (x - 2.0 * rint(0.5 * x));
+  result = {sin(angle), cos(angle)};
 #else
-__device__ inline double SinPiF64(double x) { return sinpi(x); }
-__device__ inline double CosPiF64(double x) { return cospi(x); }
+  sincospi(x, &result.sine, &result.cosine);
 #endif
+  return result;
+}
 __device__ inline float Abs(float x) { return fabsf(x); }
 __device__ inline bool IsNaN(float x) { return x != x; }
 __device__ inline bool IsFinite(float x) { return fabsf(x) < HUGE_VALF; }
@@ -33,6 +39,13 @@ __device__ inline bool IsFinite(float x) { return fabsf(x) < HUGE_VALF; }
 __device__ inline float RoundToEven(float x) { return rintf(x); }
 // Nearest integer, ties away from zero.
 __device__ inline float RoundAwayFromZero(float x) { return roundf(x); }
+
+// x / (1 + exp(-x)). exp(-|x|) cannot overflow: far below 0 the result fades out instead of
+// dropping to 0.
+__device__ inline float Silu(float x) {
+  const float e = Exp(-Abs(x));
+  return (x < 0.0f ? x * e : x) / (1.0f + e);
+}
 
 // Separate roundings on both targets: nvcc would fuse a * b + c into one.
 #if TANDEM_CUDA_EMULATED

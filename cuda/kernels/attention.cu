@@ -159,14 +159,16 @@ __global__ void __launch_bounds__(kAttentionThreads) AttentionKernel(const Atten
   const int64_t rows = p.q.dims[0] * p.q.dims[1] * p.q.dims[2];
   for (int64_t i = blockIdx.x; i < rows; i += gridDim.x) {
     const Row r = RowOf(p, i);
+    // First of all: its 64-bit remainder is a subroutine, around which all that is live must be
+    // kept.
+    const bool real = r.query < r.rule.q_len;  // else padding of a ragged batch
+    const KeyRange range = real ? r.rule.Range(r.query) : KeyRange{0, 0};
     for (int64_t d = thread; d < p.q.dims[3]; d += kAttentionThreads) {
       shared.q[d] = LoadElement(p.q, r.Offset(p.q) + d * p.q.strides[3]);
     }
     for (int64_t d = thread; d < columns; d += kAttentionThreads) shared.acc[d] = 0.0f;
     SyncThreads();
 
-    const bool real = r.query < r.rule.q_len;  // else padding of a ragged batch
-    const KeyRange range = real ? r.rule.Range(r.query) : KeyRange{0, 0};
     SoftmaxState state;
     for (int64_t base = range.begin; base < range.end; base += kAttentionThreads) {
       const int64_t j = base + thread;

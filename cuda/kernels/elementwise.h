@@ -13,6 +13,9 @@ struct BinaryParams {
   int64_t rows, columns;
 };
 
+// As below, eight elements per thread and step: rows begin on 16 bytes. grid.y: rows.
+TANDEM_KERNEL_FUNCTION(AddVectorFunction)
+TANDEM_KERNEL_FUNCTION(SiluMulVectorFunction)
 TANDEM_KERNEL_FUNCTION(AddFunction)
 TANDEM_KERNEL_FUNCTION(SiluMulFunction)
 

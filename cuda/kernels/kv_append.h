@@ -24,5 +24,7 @@ struct KvAppendParams {
 
 // One block per row of keys, values and queries, in a loop over rows.
 TANDEM_KERNEL_FUNCTION(KvAppendFunction)
+// One block of kVectorThreads per token, in a loop over tokens.
+TANDEM_KERNEL_FUNCTION(KvAppendVectorFunction)
 
 }  // namespace tandem::cuda

@@ -5,6 +5,7 @@
 // quantisers, as the maximum of a block does not depend on the order in which it is found.
 #include "cuda/device/elements.h"
 #include "cuda/device/math.h"
+#include "cuda/device/quantize.h"
 #include "cuda/device/rotation.h"
 #include "cuda/device/target.h"
 #include "cuda/device/warp.h"
@@ -60,19 +61,13 @@ __global__ void CastKernel(const CastParams p) {
   }
 }
 
-// As cpu/blocks.h: what is not a number in the range becomes `otherwise`.
-__device__ int ToIntegerOr(float x, float low, float high, int otherwise) {
-  return x >= low && x <= high ? static_cast<int>(x) : otherwise;
-}
-
 __device__ void QuantizeLane(float x, BlockQ8_0& block) {
   const float magnitude = IsNaN(x) ? 0.0f : Abs(x);
   const float largest = WarpReduce(magnitude, [](float a, float b) { return a > b ? a : b; });
   const float d = Divide(largest, 127.0f);
   const float inverse = d != 0.0f ? Divide(1.0f, d) : 0.0f;
   if (LaneId() == 0) block.d = ToF16(d);
-  block.q[LaneId()] =
-      static_cast<int8_t>(ToIntegerOr(RoundAwayFromZero(Multiply(x, inverse)), -127.0f, 127.0f, 0));
+  block.q[LaneId()] = static_cast<int8_t>(QuantizeQ8_0(x, inverse));
 }
 
 __device__ void QuantizeLane(float x, BlockQ4_0& block) {
@@ -84,8 +79,7 @@ __device__ void QuantizeLane(float x, BlockQ4_0& block) {
   const float extreme = best >> 32 ? found : 0.0f;
   const float d = Divide(extreme, -8.0f);
   const float inverse = d != 0.0f ? Divide(1.0f, d) : 0.0f;
-  const int q = ToIntegerOr(MultiplyAdd(x, inverse, 8.5f), 0.0f, 17.0f, 8);
-  const int nibble = q < 15 ? q : 15;
+  const int nibble = QuantizeQ4_0(x, inverse);
   const int high = Shuffle(nibble, (LaneId() + 16) % 32);
   if (LaneId() == 0) block.d = ToF16(d);
   if (LaneId() < 16) block.q[LaneId()] = static_cast<uint8_t>(nibble | high << 4);

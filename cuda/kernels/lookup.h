@@ -35,4 +35,11 @@ TANDEM_KERNEL_FUNCTION(EmbeddingFunction)
 // To f32, f16 or bf16 from anything; to q8_0 and q4_0.
 TANDEM_KERNEL_FUNCTION(CastFunction, DType out)
 
+// Vector forms, for rows that begin on 16 bytes, in blocks of kVectorThreads. Rotation: one block
+// per token, all of whose dimensions are rotated. Casts to or from q8_0 and q4_0: one run of
+// blocks.
+TANDEM_KERNEL_FUNCTION(RopeVectorFunction)
+TANDEM_KERNEL_FUNCTION(EmbeddingVectorFunction)
+TANDEM_KERNEL_FUNCTION(CastVectorFunction, DType x, DType out)
+
 }  // namespace tandem::cuda

@@ -4,6 +4,7 @@
 #include "core/ops/mask_rule.h"
 #include "cuda/kernel_function.h"
 #include "cuda/kernels/device_list_view.h"
+#include "cuda/kernels/divisor.h"
 #include "cuda/kernels/tensor.h"
 
 namespace tandem::cuda {
@@ -19,5 +20,14 @@ struct MaskParams {
 
 // One block of 256 threads per row, in a loop over rows.
 TANDEM_KERNEL_FUNCTION(MaskFunction)
+
+// Rows in pieces of so many stores of 16 bytes: 8 for each lane of a warp.
+inline constexpr int kMaskPieceStores = 256;
+struct MaskVectorParams {
+  MaskParams mask;  // extends nothing
+  Divisor rows, pieces;
+};
+// Rows begin on 16 bytes; one warp per piece, kVectorThreads per block.
+TANDEM_KERNEL_FUNCTION(MaskVectorFunction)
 
 }  // namespace tandem::cuda

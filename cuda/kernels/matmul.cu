@@ -20,7 +20,7 @@ namespace {
 __device__ float Activate(Activation activation, float x) {
   switch (activation) {
     case Activation::kSilu:
-      return x / (1.0f + Exp(-x));
+      return Silu(x);
     case Activation::kGelu: {
       constexpr float kSqrt2OverPi = 0.79788456080286536f;
       return 0.5f * x * (1.0f + Tanh(kSqrt2OverPi * (x + 0.044715f * x * x * x)));

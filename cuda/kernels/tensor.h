@@ -23,6 +23,11 @@ struct DeviceTensor {
   }
 };
 
+// The vector kernels move this much at a time, in blocks of at most so many threads.
+inline constexpr int kVectorBytes = 16;
+inline constexpr int kVectorElements = 8;  // 16 bytes of a 16-bit type, 2 x 16 of f32
+inline constexpr int kVectorThreads = 256;
+
 // Rows of a tensor whose last dimension is the row: dims and strides are those of a rank-4 view
 // with leading extents of 1.
 TANDEM_HOST_DEVICE inline int64_t RowOffset(const DeviceTensor& t, int64_t row) {

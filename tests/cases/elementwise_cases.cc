@@ -28,6 +28,16 @@ const std::vector<Layout> kOutputs = {Layout::kContiguous, Layout::kPadded, Layo
 const std::vector<int64_t> kColumns = {0, 1, 3, 7, 15, 16, 17, 31, 33, 64, 100, 257, 1000};
 const std::vector<int64_t> kShortColumns = {1, 17, 100};
 
+// Rows that vectors fit: those of GPUs (16 bytes), tiles of a warp and a bit more, rows that a warp
+// or a block can hold and longer ones.
+const std::vector<Layout> kVectorInputs = {Layout::kContiguous, Layout::kAligned,
+                                           Layout::kBroadcast};
+const std::vector<Layout> kVectorOutputs = {Layout::kContiguous, Layout::kAligned};
+std::vector<int64_t> VectorColumns(GridSize size) {
+  if (size == GridSize::kShort) return {256, 520};
+  return {8, 64, 256, 520, 1024, 1032, 2056, 4096, 8200, 16384, 20008};
+}
+
 // rows, columns
 std::vector<std::pair<int64_t, int64_t>> Sizes(GridSize size) {
   if (size == GridSize::kShort) return {{1, 40}, {3, 17}};
@@ -117,6 +127,17 @@ std::vector<SoftmaxCase> SoftmaxCase::Grid(GridSize size) {
                     {Values::kNormal, Values::kLarge, Values::kSmall, Values::kZeros,
                      Values::kNonFinite, Values::kMasked, Values::kOnlyNan})
              .Select(6000));
+  Append(cases, Pairwise<SoftmaxCase>()
+                    .Field(&SoftmaxCase::rows, {1, 9})
+                    .Field(&SoftmaxCase::columns, VectorColumns(size))
+                    .Field(&SoftmaxCase::x_dtype, FloatDTypes())
+                    .Field(&SoftmaxCase::out_dtype, FloatDTypes())
+                    .Field(&SoftmaxCase::in_place, {false, true})
+                    .Field(&SoftmaxCase::x_layout, kVectorInputs)
+                    .Field(&SoftmaxCase::out_layout, kVectorOutputs)
+                    .Field(&SoftmaxCase::values,
+                           {Values::kNormal, Values::kLarge, Values::kNonFinite, Values::kMasked})
+                    .Select(6100));
   return cases;
 }
 
@@ -241,6 +262,22 @@ std::vector<RmsNormCase> RmsNormCase::Grid(GridSize size) {
              .Field(&RmsNormCase::sum_dtype, FloatDTypes())
              .Field(&RmsNormCase::sum_in_place, {InPlace::kNo, InPlace::kFirst, InPlace::kSecond})
              .Select(6300));
+  Append(cases,
+         Pairwise<RmsNormCase>()
+             .Field(&RmsNormCase::rank, {2, 3, 4})
+             .Field(&RmsNormCase::rows, {1, 9})
+             .Field(&RmsNormCase::columns, VectorColumns(size))
+             .Field(&RmsNormCase::x_dtype, FloatDTypes())
+             .Field(&RmsNormCase::weight_dtype, FloatDTypes())
+             .Field(&RmsNormCase::out_dtype, FloatDTypes())
+             .Field(&RmsNormCase::in_place, {false, true})
+             .Field(&RmsNormCase::x_layout, kVectorInputs)
+             .Field(&RmsNormCase::out_layout, kVectorOutputs)
+             .Field(&RmsNormCase::residual, {false, true})
+             .Field(&RmsNormCase::residual_dtype, FloatDTypes())
+             .Field(&RmsNormCase::sum_dtype, FloatDTypes())
+             .Field(&RmsNormCase::sum_in_place, {InPlace::kNo, InPlace::kFirst, InPlace::kSecond})
+             .Select(6350));
   return cases;
 }
 
@@ -321,6 +358,18 @@ std::vector<SiluMulCase> SiluMulCase::Grid(GridSize size) {
              .Field(&SiluMulCase::values, {Values::kNormal, Values::kLarge, Values::kSmall,
                                            Values::kZeros, Values::kNonFinite})
              .Select(6400));
+  Append(cases,
+         Pairwise<SiluMulCase>()
+             .Field(&SiluMulCase::rows, {1, 5})
+             .Field(&SiluMulCase::columns, VectorColumns(size))
+             .Field(&SiluMulCase::gate_dtype, FloatDTypes())
+             .Field(&SiluMulCase::up_dtype, FloatDTypes())
+             .Field(&SiluMulCase::out_dtype, FloatDTypes())
+             .Field(&SiluMulCase::in_place, {InPlace::kNo, InPlace::kFirst, InPlace::kSecond})
+             .Field(&SiluMulCase::gate_layout, kVectorInputs)
+             .Field(&SiluMulCase::up_layout, kVectorInputs)
+             .Field(&SiluMulCase::out_layout, kVectorOutputs)
+             .Select(6500));
   return cases;
 }
 
@@ -397,6 +446,18 @@ std::vector<AddCase> AddCase::Grid(GridSize size) {
           .Field(&AddCase::values,
                  {Values::kNormal, Values::kLarge, Values::kSmall, Values::kNonFinite})
           .Select(6600);
+  Append(pairs, Pairwise<AddCase>()
+                    .Field(&AddCase::rows, {1, 5})
+                    .Field(&AddCase::columns, VectorColumns(size))
+                    .Field(&AddCase::one_row, {false, true})
+                    .Field(&AddCase::a_dtype, FloatDTypes())
+                    .Field(&AddCase::b_dtype, FloatDTypes())
+                    .Field(&AddCase::out_dtype, FloatDTypes())
+                    .Field(&AddCase::in_place, {InPlace::kNo, InPlace::kFirst, InPlace::kSecond})
+                    .Field(&AddCase::a_layout, kVectorInputs)
+                    .Field(&AddCase::b_layout, kVectorInputs)
+                    .Field(&AddCase::out_layout, kVectorOutputs)
+                    .Select(6700));
   for (AddCase& c : pairs) {
     if (c.one_row && c.in_place == InPlace::kSecond) c.in_place = InPlace::kNo;
   }
@@ -474,6 +535,15 @@ std::vector<CastCase> CastCase::Grid(GridSize size) {
                                     .Field(&CastCase::values, {Values::kNormal, Values::kLarge,
                                                                Values::kSmall, Values::kNonFinite})
                                     .Select(6800);
+  Append(cases, Pairwise<CastCase>()
+                    .Field(&CastCase::rows, {1, 5})
+                    .Field(&CastCase::columns, VectorColumns(size))
+                    .Field(&CastCase::x_dtype, FloatDTypes())
+                    .Field(&CastCase::out_dtype, FloatDTypes())
+                    .Field(&CastCase::x_layout, kVectorInputs)
+                    .Field(&CastCase::out_layout, kVectorOutputs)
+                    .Field(&CastCase::values, {Values::kNormal, Values::kLarge, Values::kNonFinite})
+                    .Select(6850));
   Append(cases, BlockCases(is_short ? std::vector<int64_t>{64}
                                     : std::vector<int64_t>{0, 32, 64, 352, 32768 + 32}));
   return cases;

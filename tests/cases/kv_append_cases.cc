@@ -252,6 +252,33 @@ std::vector<Case> Case::Grid(GridSize size) {
                     .Field(&Case::q_out_dtype, FloatDTypes())
                     .Field(&Case::q_in_place, {false, true})
                     .Select(8400));
+  // Rows that vectors fit, several warps of them.
+  Append(
+      cases,
+      Pairwise<Case>()
+          .Field(&Case::batch, {1, 2})
+          .Field(&Case::heads, {1, 3, 8})
+          .Field(&Case::tokens, {1, 5})
+          .Field(&Case::position, {0, 11})
+          .Field(&Case::head_dim, size == GridSize::kShort ? std::vector<int64_t>{128}
+                                                           : std::vector<int64_t>{16, 80, 128, 256})
+          .Field(&Case::v_head_dim, {64, 128})
+          .Field(&Case::k_dtype, FloatDTypes())
+          .Field(&Case::v_dtype, FloatDTypes())
+          .Field(&Case::cache_dtype, caches)
+          .Field(&Case::x_layout, {Layout::kContiguous, Layout::kAligned, Layout::kTransposed})
+          .Field(&Case::cache_layout, {Layout::kContiguous, Layout::kAligned})
+          .Field(&Case::values, {Values::kNormal, Values::kZeros, Values::kOnlyNan})
+          .Field(&Case::rope, {KvRope::kNo, KvRope::kShared, KvRope::kPerSequence})
+          .Field(&Case::pairing, {RopePairing::kInterleaved, RopePairing::kHalf})
+          .Field(&Case::magnitude, {1.0f, 1.2f})
+          .Field(&Case::q_heads, {0, 6, 24})
+          .Field(&Case::q_skipped, {0, 4})
+          .Field(&Case::q_dtype, FloatDTypes())
+          .Field(&Case::q_out_dtype, FloatDTypes())
+          .Field(&Case::q_in_place, {false, true})
+          .Group(places)
+          .Select(8450));
   return cases;
 }
 

@@ -94,6 +94,15 @@ std::vector<EmbeddingCase> EmbeddingCase::Grid(GridSize size) {
   };
   Append(cases, pairs(tables, {32, 96}, 8000));
   if (size == GridSize::kFull) Append(cases, pairs(FloatDTypes(), {1, 17, 100}, 8100));
+  // Rows that vectors fit.
+  Append(cases, Pairwise<EmbeddingCase>()
+                    .Field(&EmbeddingCase::tokens, {1, 6})
+                    .Field(&EmbeddingCase::columns, {8, 256, 520, 4096})
+                    .Field(&EmbeddingCase::table_dtype, FloatDTypes())
+                    .Field(&EmbeddingCase::out_dtype, FloatDTypes())
+                    .Field(&EmbeddingCase::table_layout, {Layout::kContiguous, Layout::kAligned})
+                    .Field(&EmbeddingCase::out_layout, {Layout::kContiguous, Layout::kAligned})
+                    .Select(8200));
   return cases;
 }
 
@@ -156,6 +165,16 @@ std::vector<ArgMaxCase> ArgMaxCase::Grid(GridSize size) {
              .Field(&ArgMaxCase::values, {Values::kNormal, Values::kIntegers, Values::kZeros,
                                           Values::kNonFinite, Values::kMasked, Values::kOnlyNan})
              .Select(8500));
+  Append(cases, Pairwise<ArgMaxCase>()  // rows that vectors fit, cut into several pieces
+                    .Field(&ArgMaxCase::rows, {1, 3})
+                    .Field(&ArgMaxCase::columns, size == GridSize::kShort
+                                                     ? std::vector<int64_t>{8200}
+                                                     : std::vector<int64_t>{8, 4100, 8200, 50257})
+                    .Field(&ArgMaxCase::x_dtype, FloatDTypes())
+                    .Field(&ArgMaxCase::x_layout, {Layout::kContiguous, Layout::kAligned})
+                    .Field(&ArgMaxCase::values, {Values::kNormal, Values::kIntegers, Values::kZeros,
+                                                 Values::kMasked, Values::kOnlyNan})
+                    .Select(8550));
   return cases;
 }
 

@@ -118,6 +118,21 @@ std::vector<Case> Patterns(const std::vector<std::pair<int64_t, int64_t>>& sizes
       .Select(seed);
 }
 
+// Rows on 16 bytes, of several pieces of a warp's and not.
+std::vector<Case> VectorRows(const std::vector<std::pair<int64_t, int64_t>>& sizes, uint64_t seed) {
+  return Pairwise<Case>()
+      .Group(Sizes(sizes))
+      .Field(&Case::causal, {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft})
+      .Field(&Case::window_left, {-1, 0, 70})
+      .Field(&Case::window_right, {-1, 5})
+      .Field(&Case::chunk, {0, 77})
+      .Field(&Case::kv_begin, {0, 33})
+      .Field(&Case::batch, {0, 2})
+      .Field(&Case::out_dtype, kDTypes)
+      .Field(&Case::out_layout, {Layout::kContiguous, Layout::kAligned})
+      .Select(seed);
+}
+
 // Bands of rows, and batches of sequences of different lengths.
 std::vector<Case> Parts(const std::vector<std::pair<int64_t, int64_t>>& sizes, uint64_t seed) {
   return Pairwise<Case>()
@@ -248,6 +263,7 @@ std::vector<Case> Case::Grid(GridSize size) {
   };
   if (size == GridSize::kShort) {
     Append(cases, Patterns({{3, 17}, {64, 64}, {33, 130}}, 5500));
+    Append(cases, VectorRows({{9, 300}, {2, 512}}, 5550));
     Append(cases, Valid(Parts({{9, 17}, {40, 130}}, 5600)));
     Append(cases, Extensions({{9, 17}, {80, 300}}, 5700));
     return cases;
@@ -262,6 +278,7 @@ std::vector<Case> Case::Grid(GridSize size) {
                           {20, 1030},
                           {5, 2100}},
                          5000));
+  Append(cases, VectorRows({{9, 300}, {130, 512}, {2, 8192}, {3, 20008}, {2, 133000}}, 5050));
   Append(cases, Valid(Parts({{2, 33}, {9, 17}, {40, 130}, {64, 64}, {70, 520}}, 5100)));
   Append(cases, Extensions({{1, 70}, {9, 17}, {64, 64}, {80, 300}, {100, 31}, {40, 700}}, 5200));
   return cases;

@@ -51,6 +51,16 @@ Placement Place(DType dtype, const Shape& shape, Layout layout, Role role) {
       placement.offset = block;
       break;
     }
+    case Layout::kAligned: {
+      constexpr int64_t kElements = 32;  // of any plain type: a multiple of 32 bytes
+      int64_t stride = 1;
+      for (int i = rank - 1; i >= 0; --i) {
+        strides[i] = stride;
+        stride *= std::max<int64_t>(shape[i], 1);
+        stride = (stride / std::max(kElements, block) + 2) * std::max(kElements, block);
+      }
+      break;
+    }
     case Layout::kTransposed: {
       Shape stored = shape;
       const int axis = rank == 2 ? 0 : rank - 3;

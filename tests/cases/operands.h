@@ -33,10 +33,11 @@ enum class Layout : uint8_t {
   kTransposed,  // the two dimensions before the last swapped ([B, S, H, D]); rank 2: column-major
   kBroadcast,   // stride 0 in the first dimension, inputs only
   kSpread,      // stride 2 in the last dimension
+  kAligned,     // gaps between rows and planes, but every row on 32 bytes
 };
 template <>
-inline constexpr std::array<std::string_view, 5> kEnumNames<Layout> = {
-    "contiguous", "padded", "transposed", "broadcast", "spread"};
+inline constexpr std::array<std::string_view, 6> kEnumNames<Layout> = {
+    "contiguous", "padded", "transposed", "broadcast", "spread", "aligned"};
 
 enum class Role : uint8_t { kInput, kOutput, kInOut };
 

@@ -49,6 +49,25 @@ std::vector<Case> Variants(const std::vector<std::pair<int64_t, int64_t>>& dimen
       .Select(seed);
 }
 
+// Rows that vectors fit, all of them rotated.
+std::vector<Case> VectorRows(const std::vector<int64_t>& head_dims) {
+  return Pairwise<Case>()
+      .Field(&Case::batch, {1, 2})
+      .Field(&Case::heads, {1, 9, 33})
+      .Field(&Case::tokens, {1, 7})
+      .Field(&Case::head_dim, head_dims)
+      .Field(&Case::positions_per_sequence, {false, true})
+      .Field(&Case::first_position, {0, 100'000})
+      .Field(&Case::pairing, {RopePairing::kInterleaved, RopePairing::kHalf})
+      .Field(&Case::magnitude, {1.0f, 1.2f})
+      .Field(&Case::x_dtype, FloatDTypes())
+      .Field(&Case::out_dtype, FloatDTypes())
+      .Field(&Case::in_place, {false, true})
+      .Field(&Case::x_layout, {Layout::kContiguous, Layout::kAligned, Layout::kTransposed})
+      .Field(&Case::out_layout, {Layout::kContiguous, Layout::kAligned, Layout::kTransposed})
+      .Select(7600);
+}
+
 }  // namespace
 
 Operands Case::MakeOperands() const {
@@ -142,10 +161,12 @@ std::vector<Case> Case::Grid(GridSize size) {
       {.batch = 0}, {.tokens = 0}, {.head_dim = 5, .pairs = 0}, {.heads = 32, .tokens = 3}};
   if (size == GridSize::kShort) {
     Append(cases, Variants({{64, -1}, {80, -1}, {96, 32}}, 7500));
+    Append(cases, VectorRows({128}));
     return cases;
   }
   Append(cases,
          Variants({{2, -1}, {64, -1}, {80, -1}, {128, -1}, {96, 24}, {70, 1}, {33, 16}}, 7000));
+  Append(cases, VectorRows({16, 80, 128, 256, 1024}));
   cases.push_back({.batch = 2, .heads = 7, .tokens = 300, .seed = 2});
   return cases;
 }

@@ -1,0 +1,61 @@
+// Pairs of 16-bit floats, packed in a word (the first in the low half), to and from f32. Rounding
+// is to nearest even; a NaN stays one, its bits may differ between the targets.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "cuda/device/target.h"
+
+namespace tandem::cuda::TANDEM_CUDA_TARGET {
+
+struct FloatPair {
+  float low, high;
+};
+
+__device__ inline FloatPair UnpackBF16(uint32_t pair) {
+  return {std::bit_cast<float>(pair << 16), std::bit_cast<float>(pair & 0xFFFF0000u)};
+}
+
+#if TANDEM_CUDA_EMULATED
+
+inline FloatPair UnpackF16(uint32_t pair) {
+  return {ToFloat(F16{static_cast<uint16_t>(pair)}),
+          ToFloat(F16{static_cast<uint16_t>(pair >> 16)})};
+}
+inline uint32_t PackF16(float low, float high) {
+  return uint32_t{ToF16(low).bits} | uint32_t{ToF16(high).bits} << 16;
+}
+inline uint32_t PackBF16(float low, float high) {
+  return uint32_t{ToBF16(low).bits} | uint32_t{ToBF16(high).bits} << 16;
+}
+
+#else
+
+__device__ inline FloatPair UnpackF16(uint32_t pair) {
+  FloatPair result;
+  asm("{\n"
+      ".reg .f16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.f32.f16 %0, low;\n"
+      "cvt.f32.f16 %1, high;\n"
+      "}"
+      : "=f"(result.low), "=f"(result.high)
+      : "r"(pair));
+  return result;
+}
+__device__ inline uint32_t PackF16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ inline uint32_t PackBF16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+#endif
+
+}  // namespace tandem::cuda::TANDEM_CUDA_TARGET
