@@ -44,17 +44,29 @@ bool IsSuperBlock(DType dtype) {
          dtype == DType::kTQ2_0;
 }
 
+int64_t CastSharedBytes(DType out) {
+  SharedBytes shared;
+  if (IsSuperBlock(out) && out != DType::kTQ2_0) CarveQuantizeK(shared);
+  return shared.total();
+}
+
+absl::Status CastSupports(const KernelContext& context, const CastArgs& args) {
+  const int64_t needed = CastSharedBytes(args.out.dtype);
+  const int64_t have = CudaStream::Of(context).info().shared_memory_per_block_bytes;
+  if (needed <= have) return absl::OkStatus();
+  return Unimplemented("quantising to ", std::string(Name(args.out.dtype)), " needs ", needed,
+                       " bytes of shared memory, the device has ", have);
+}
+
 absl::Status RunCast(const KernelContext& context, const CastArgs& args) {
   CudaStream& stream = CudaStream::Of(context);
   const CastParams params = {ToDeviceTensor(args.x), ToDeviceTensor(args.out), args.x.dim(0),
                              args.x.dim(1)};
   if (IsSuperBlock(args.out.dtype)) {
-    SharedBytes shared;
-    if (args.out.dtype != DType::kTQ2_0) CarveQuantizeK(shared);
     LaunchConfig config;
     config.grid.x = ElementBlocks(stream, args.x.num_elements() / 8, kQuantizeKThreads);
     config.block.x = kQuantizeKThreads;
-    config.shared_bytes = shared.total();
+    config.shared_bytes = CastSharedBytes(args.out.dtype);
     return stream.Launch(QuantizeKFunction(stream, args.out.dtype), config, params);
   }
   return stream.Launch(CastFunction(stream, args.out.dtype),
@@ -145,7 +157,7 @@ constexpr std::array<Kernel<EmbeddingArgs>, 2> kEmbedding = {
       RunEmbedding}}};
 constexpr std::array<Kernel<CastArgs>, 2> kCast = {
     {{"vector", DeviceKind::kCuda, VectorCastSupports, NoWorkspace<CastArgs>, RunCastVector},
-     {"generic", DeviceKind::kCuda, SupportsAll<CastArgs>, NoWorkspace<CastArgs>, RunCast}}};
+     {"generic", DeviceKind::kCuda, CastSupports, NoWorkspace<CastArgs>, RunCast}}};
 
 }  // namespace
 
