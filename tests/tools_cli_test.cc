@@ -125,6 +125,32 @@ TEST(Cli, CheckRunsOneCaseByItsText) {
   EXPECT_THAT(bad.err, HasSubstr("q_haeds"));
 }
 
+TEST(Cli, CheckPrimitivesRecordsAndComparesWithARecording) {
+  const std::string path = ::testing::TempDir() + "/tandem_primitives.cbor";
+  const std::vector<std::string> check = {"check-primitives", "--filter", "ldmatrix"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), check.begin(), check.end());
+    return RunCli(more);
+  };
+  const CliResult recorded = with({"--record", path, "--json"});
+  ASSERT_EQ(recorded.code, kExitOk) << recorded.out << recorded.err;
+  const auto json = nlohmann::json::parse(recorded.out, nullptr, false);
+  EXPECT_EQ(json["passed"], 6);
+  EXPECT_EQ(with({"--golden", path, "--schedule", "random:2,random"}).code, kExitOk);
+  // A GPU that answered something else.
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekg(0, std::ios::end);
+  file.seekp(static_cast<std::streamoff>(file.tellg()) / 2);
+  file.put('!');
+  file.close();
+  const CliResult other = with({"--golden", path});
+  EXPECT_EQ(other.code, kExitFailed);
+  EXPECT_THAT(other.out, HasSubstr("unlike the recording"));
+  EXPECT_THAT(with({"--golden", "/no/such/file"}).err, HasSubstr("--golden"));
+  EXPECT_EQ(with({"--device", "cpu"}).code, kExitUsage);
+  EXPECT_EQ(RunCli({"check-primitives", "--filter", "nonsense"}).code, kExitUsage);
+}
+
 TEST(Cli, BadUsageExitsWith2AndSaysWhy) {
   EXPECT_EQ(RunCli({}).code, kExitUsage);
   EXPECT_EQ(RunCli({"nonsense"}).code, kExitUsage);

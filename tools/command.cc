@@ -60,6 +60,7 @@ int Main(int argc, const char* const* argv) {
   AddQuantize(app, action);
   AddDevices(app, action);
   AddCheck(app, action);
+  AddCheckPrimitives(app, action);
   AddExplain(app, action);
   AddLogits(app, action);
   AddBenchModel(app, action);

@@ -46,6 +46,7 @@ void AddLogits(CLI::App& app, Action& action);
 void AddBenchModel(CLI::App& app, Action& action);
 void AddBenchDevice(CLI::App& app, Action& action);
 void AddCheck(CLI::App& app, Action& action);
+void AddCheckPrimitives(CLI::App& app, Action& action);
 void AddExplain(CLI::App& app, Action& action);
 void AddCalibrate(CLI::App& app, Action& action);
 void AddQuantize(CLI::App& app, Action& action);

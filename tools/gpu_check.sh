@@ -6,7 +6,8 @@
 #   tools/gpu_check.sh run [OUT]       in the unpacked bundle (or here, with a GPU): checks, then times;
 #                                      reports go to OUT (default ./gpu-check)
 #
-# run: every CUDA kernel over the shared cases against the f64 references; compute-sanitizer, if the host
+# run: every primitive that kernels are made of, with a recording of what the GPU answered
+# (OUT/primitives.cbor: to be committed as tests/golden/primitives-<gpu>.cbor); every CUDA kernel over the shared cases against the f64 references; compute-sanitizer, if the host
 # has it, on the short grid; the demo model on the GPU; ops that memory bounds against a copy within the
 # device. TANDEM_GPU_CHECK_DEVICE=cuda:emulated rehearses it without a GPU; TANDEM_BINARY names another
 # program than build/tandem.
@@ -53,6 +54,7 @@ run() {
   }
   if command -v nvidia-smi >/dev/null; then step nvidia_smi nvidia-smi; fi
   step devices "$tandem" devices --no-measure --json
+  step primitives "$tandem" check-primitives --device "$device" --record "$out/primitives.cbor"
   step check "$tandem" check --devices "$device" "${grid[@]}" --junit "$out/check.xml"
   step model "$tandem" generate -m models/demo.gguf -p '23+45=' -n 4 --device "$device" --json
   if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
@@ -60,6 +62,8 @@ run() {
     for tool in memcheck racecheck initcheck synccheck; do
       step "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
         "$tandem" check --devices cuda --short
+      step "sanitizer_primitives_$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        "$tandem" check-primitives --device cuda
     done
   else
     echo "skipped compute-sanitizer: not on this host"
@@ -76,6 +80,6 @@ run() {
 case "${1:-}" in
   bundle) shift; bundle "$@" ;;
   run) shift; run "$@" ;;
-  -h | --help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//' ;;
+  -h | --help) sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//' ;;
   *) echo "usage: tools/gpu_check.sh bundle [FILE] | run [OUT]" >&2; exit 2 ;;
 esac

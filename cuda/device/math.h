@@ -13,8 +13,6 @@ __device__ inline float Exp(float x) { return expf(x); }
 __device__ inline float Log(float x) { return logf(x); }
 __device__ inline float Tanh(float x) { return tanhf(x); }
 __device__ inline float Sqrt(float x) { return sqrtf(x); }
-__device__ inline float Sin(float x) { return sinf(x); }
-__device__ inline float Cos(float x) { return cosf(x); }
 __device__ inline double ExpF64(double x) { return exp(x); }
 __device__ inline double LogF64(double x) { return log(x); }
 // sin(pi x) and cos(pi x): without the reduction of large arguments that sin(x) does in local

@@ -459,7 +459,7 @@ void AsyncUnit::PerformAt(size_t index) {
       Mbarrier& state = barriers_[bulk.barrier];
       Release(&state.order[state.phase & 1]);
     }
-    Release(bulk.order.get());
+    Release(&stores_);
   }
   if (!error.empty()) {
     block_.Fail(absl::StrCat(bulk.load ? "bulk load" : "bulk store", " issued at ",
@@ -496,6 +496,7 @@ void AsyncUnit::BulkWait(int pending) {
       ++i;
     }
   }
+  Acquire(&stores_);
 }
 
 bool AsyncUnit::CompleteOne() {

@@ -109,6 +109,7 @@ class AsyncUnit {
   std::deque<Bulk> bulk_;
   std::vector<int64_t> bulk_group_;  // by thread
   std::unique_ptr<ProxyThread> proxy_;
+  char stores_ = 0;  // what its work so far happened before
   // By 16 bytes of the arena: copies under way, and the place of the last.
   std::vector<uint16_t> pending_;
   std::vector<Site> pending_site_;

@@ -102,59 +102,100 @@ void ReportBug(const char* what, Site site) {
 // async.h
 
 void CopyAsync(void* shared, const void* global, int bytes, int valid, Site site) {
+  const InsideEmulator inside;
   AsyncUnit& async = current_block->async();
   async.CopyAsync(shared, global, bytes, valid, site);
 }
-void CopyAsyncCommit(Site) { current_block->async().CopyAsyncCommit(); }
-void CopyAsyncWait(int pending, Site) { current_block->async().CopyAsyncWait(pending); }
+void CopyAsyncCommit(Site) {
+  const InsideEmulator inside;
+  current_block->async().CopyAsyncCommit();
+}
+void CopyAsyncWait(int pending, Site) {
+  const InsideEmulator inside;
+  current_block->async().CopyAsyncWait(pending);
+}
 void CopyAsyncArrive(void* barrier, Site site) {
+  const InsideEmulator inside;
   current_block->async().CopyAsyncArrive(barrier, site);
 }
 void MbarrierInit(void* barrier, int count, Site site) {
+  const InsideEmulator inside;
   current_block->async().MbarrierInit(barrier, count, site);
 }
 void MbarrierInvalidate(void* barrier, Site site) {
+  const InsideEmulator inside;
   current_block->async().MbarrierInvalidate(barrier, site);
 }
 void MbarrierArrive(void* barrier, int count, Site site) {
+  const InsideEmulator inside;
   current_block->async().MbarrierArrive(barrier, count, site);
 }
 void MbarrierExpect(void* barrier, int64_t bytes, Site site) {
+  const InsideEmulator inside;
   current_block->async().MbarrierExpect(barrier, bytes, site);
 }
 bool MbarrierTest(void* barrier, int parity, Site site) {
+  const InsideEmulator inside;
   return current_block->async().MbarrierTest(barrier, parity, site);
 }
 void MbarrierWait(void* barrier, int parity, Site site) {
+  const InsideEmulator inside;
   current_block->async().MbarrierWait(barrier, parity, site);
 }
-void FenceMbarrierInit(Site) { current_block->async().FenceMbarrierInit(); }
-void FenceProxyAsync(Site) { current_block->async().FenceProxyAsync(); }
+void FenceMbarrierInit(Site) {
+  const InsideEmulator inside;
+  current_block->async().FenceMbarrierInit();
+}
+void FenceProxyAsync(Site) {
+  const InsideEmulator inside;
+  current_block->async().FenceProxyAsync();
+}
 void TensorLoad(void* shared, const void* map, int rank, const int32_t* at, void* barrier,
                 Site site) {
+  const InsideEmulator inside;
   current_block->async().TensorCopy(true, map, rank, at, shared, barrier, site);
 }
 void TensorStore(const void* map, int rank, const int32_t* at, const void* shared, Site site) {
+  const InsideEmulator inside;
   current_block->async().TensorCopy(false, map, rank, at, const_cast<void*>(shared), nullptr, site);
 }
 void BulkLoad(void* shared, const void* global, int64_t bytes, void* barrier, Site site) {
+  const InsideEmulator inside;
   current_block->async().BulkCopy(true, const_cast<void*>(global), shared, bytes, barrier, site);
 }
 void BulkStore(void* global, const void* shared, int64_t bytes, Site site) {
+  const InsideEmulator inside;
   current_block->async().BulkCopy(false, global, const_cast<void*>(shared), bytes, nullptr, site);
 }
-void BulkCommit(Site) { current_block->async().BulkCommit(); }
-void BulkWait(int pending, bool /*read*/, Site) { current_block->async().BulkWait(pending); }
+void BulkCommit(Site) {
+  const InsideEmulator inside;
+  current_block->async().BulkCommit();
+}
+void BulkWait(int pending, bool /*read*/, Site) {
+  const InsideEmulator inside;
+  current_block->async().BulkWait(pending);
+}
 
 // warpgroup.h
 
-void WarpgroupFence(Site) { current_block->warpgroups().Fence(); }
+void WarpgroupFence(Site) {
+  const InsideEmulator inside;
+  current_block->warpgroups().Fence();
+}
 void WarpgroupMultiply(const WarpgroupProduct& product, Site site) {
+  const InsideEmulator inside;
   current_block->warpgroups().Multiply(product, site);
 }
-void WarpgroupCommit(Site) { current_block->warpgroups().Commit(); }
-void WarpgroupWait(int pending, Site site) { current_block->warpgroups().Wait(pending, site); }
+void WarpgroupCommit(Site) {
+  const InsideEmulator inside;
+  current_block->warpgroups().Commit();
+}
+void WarpgroupWait(int pending, Site site) {
+  const InsideEmulator inside;
+  current_block->warpgroups().Wait(pending, site);
+}
 void SetMaxRegisters(int registers, bool increase, Site site) {
+  const InsideEmulator inside;
   if (registers < 24 || registers > 256 || registers % 8 != 0) {
     current_block->Report(absl::StrCat("setmaxnreg at ", ToString(site), ": ", registers,
                                        " registers, expected 24..256 in steps of 8"));
@@ -164,6 +205,7 @@ void SetMaxRegisters(int registers, bool increase, Site site) {
       [](void* const*, uint32_t) {}, site);
 }
 uint32_t SharedAddress(const void* shared, Site site) {
+  const InsideEmulator inside;
   const SharedArena& arena = current_block->arena();
   if (!arena.Contains(shared, 16) || arena.Offset(shared) >= 1 << 18) {
     current_block->Report(absl::StrCat("matrix descriptor at ", ToString(site), ": ",
@@ -175,6 +217,7 @@ uint32_t SharedAddress(const void* shared, Site site) {
 // matrix.h
 
 void MoveMatrices(bool load, MatrixLane* lane, Site site) {
+  const InsideEmulator inside;
   const char* name = load ? "ldmatrix" : "stmatrix";
   Block& block = *current_block;
   if (CurrentThread().lane() < 8 * lane->count) {
@@ -260,14 +303,18 @@ void Block::ThreadMain(void* block) {
   } catch (const ThreadStopped&) {  // by Report
   }
   Release(&self->launch_.end_order);
+  self->EndThread()->Suspend(/*last=*/true);
+}
+
+Fiber* Block::EndThread() {
   const InsideEmulator inside;
-  Lane& lane = self->running();
+  Lane& lane = running();
   lane.state = State::kDone;
-  ++self->done_;
+  ++done_;
   Fiber* fiber = lane.fiber;
   lane.fiber = nullptr;
-  if (!kDetectsRaces) self->free_fibers_.push_back(fiber);
-  fiber->Suspend(/*last=*/true);
+  if (!kDetectsRaces) free_fibers_.push_back(fiber);
+  return fiber;
 }
 
 bool Block::Run() {
@@ -428,23 +475,22 @@ void Block::WarpCollective(const char* operation, uint32_t mask, void* data, Col
   const int lanes = std::min(kWarpSize, num_threads() - index * kWarpSize);
   const uint32_t existing = lanes == kWarpSize ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
   mask &= existing;  // of a last warp that is not whole
-  if (warp.operation == nullptr) {
-    warp.operation = operation;
-    warp.mask = mask;
-    warp.site = site;
-    warp.arrived = 0;
-  } else if (warp.mask != mask || std::strcmp(warp.operation, operation) != 0 ||
-             !(warp.site == site)) {
+  // Lanes that name another mask are elsewhere for now; who names the same must do the same.
+  auto open = std::find_if(warp.open.begin(), warp.open.end(),
+                           [&](const Collective& c) { return c.mask == mask; });
+  if (open == warp.open.end()) {
+    warp.open.push_back({operation, mask, 0, site, {}});
+    open = warp.open.end() - 1;
+  } else if (std::strcmp(open->operation, operation) != 0 || !(open->site == site)) {
     Report(absl::StrCat("divergent warp: thread ", running_, " is at ", operation, " ",
-                        ToString(site), " with mask ", absl::Hex(mask), ", others of warp ", index,
-                        " are at ", warp.operation, " ", ToString(warp.site), " with mask ",
-                        absl::Hex(warp.mask)));
+                        ToString(site), ", others of warp ", index, " are at ", open->operation,
+                        " ", ToString(open->site), ", all with mask ", absl::Hex(mask)));
   }
-  warp.data[static_cast<size_t>(self)] = data;
-  warp.arrived |= uint32_t{1} << self;
-  if (warp.arrived == warp.mask) {
-    execute(warp.data.data(), mask);
-    warp.operation = nullptr;
+  open->data[static_cast<size_t>(self)] = data;
+  open->arrived |= uint32_t{1} << self;
+  if (open->arrived == open->mask) {
+    execute(open->data.data(), mask);
+    warp.open.erase(open);
     ++warp.phase;
     for (int i = 0; i < kWarpSize; ++i) {
       if (mask >> i & 1u) MakeReady(index * kWarpSize + i);

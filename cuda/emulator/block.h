@@ -96,14 +96,17 @@ class Block {
     int first_thread = -1;
     std::vector<int> waiting;
   };
-  struct Warp {
-    const char* operation = nullptr;  // nullptr: no collective is under way
+  struct Collective {  // of some lanes of a warp
+    const char* operation = nullptr;
     uint32_t mask = 0;
     uint32_t arrived = 0;
     Site site;
     std::array<void*, kWarpSize> data{};
-    uint32_t phase = 0;
-    std::array<char, 2> order{};  // of SyncWarp, by parity of the phase
+  };
+  struct Warp {
+    std::vector<Collective> open;  // under way, of different masks
+    uint32_t phase = 0;            // collectives that have ended
+    std::array<char, 2> order{};   // of SyncWarp, by parity of the phase
   };
 
   static void ThreadMain(void* block);
@@ -112,6 +115,7 @@ class Block {
   int PickReady();
   Barrier& Arrive(int id, int threads, bool same_site, Site site);
   void Complete(Barrier& barrier);
+  Fiber* EndThread();  // of the running thread; its fiber is to be suspended for good
   void CheckExit();
   void ReportDeadlock();
   std::string Describe(const Lane& lane) const;

@@ -26,6 +26,7 @@ std::string Describe(const EmulatorOptions& options) {
 }
 
 void RunBlocks(Launch& launch) {
+  const InsideEmulator inside;
   BlockPool pool;
   try {
     for (int64_t i = launch.next_block++; i < launch.num_blocks(); i = launch.next_block++) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 
 #if TANDEM_TSAN
 #include <sanitizer/tsan_interface.h>
@@ -25,13 +26,6 @@ namespace tandem::cuda::emulator {
 // What happened before Release(object) happened before what follows an Acquire(object).
 inline void Acquire(const void* object) { __tsan_acquire(const_cast<void*>(object)); }
 inline void Release(const void* object) { __tsan_release(const_cast<void*>(object)); }
-// Accesses of the thread whose context this is.
-inline void NoteRead(const void* data, size_t bytes) {
-  __tsan_read_range(const_cast<void*>(data), bytes);
-}
-inline void NoteWrite(const void* data, size_t bytes) {
-  __tsan_write_range(const_cast<void*>(data), bytes);
-}
 inline constexpr bool kDetectsRaces = true;
 
 // The emulator's own state is touched from every fiber, by one host thread: no races there.
@@ -49,6 +43,17 @@ class InsideEmulator {
   InsideEmulator& operator=(const InsideEmulator&) = delete;
 };
 
+// Accesses in the name of the CUDA thread or proxy that is running. Inside the emulator only.
+inline void NoteAccess(const void* data, size_t bytes, bool write) {
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  (write ? __tsan_write_range : __tsan_read_range)(const_cast<void*>(data), bytes);
+  AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+}
+inline void NoteRead(const void* data, size_t bytes) { NoteAccess(data, bytes, false); }
+inline void NoteWrite(const void* data, size_t bytes) { NoteAccess(data, bytes, true); }
+
 // A unit of the GPU that accesses memory by itself (bulk copies, a warpgroup's tensor cores), as a
 // TSan fiber: code in its scope is executed in its name.
 class ProxyThread {
@@ -62,13 +67,18 @@ class ProxyThread {
    public:
     explicit Scope(const ProxyThread& proxy) : back_(__tsan_get_current_fiber()) {
       __tsan_switch_to_fiber(proxy.fiber_, __tsan_switch_to_fiber_no_sync);
+      inside_.emplace();
     }
-    ~Scope() { __tsan_switch_to_fiber(back_, __tsan_switch_to_fiber_no_sync); }
+    ~Scope() {
+      inside_.reset();
+      __tsan_switch_to_fiber(back_, __tsan_switch_to_fiber_no_sync);
+    }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
    private:
     void* back_;
+    std::optional<InsideEmulator> inside_;
   };
 
  private:

@@ -193,9 +193,9 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     TANDEM_RETURN_IF_ERROR(CheckParameters(function, params));
     if (!options_.run_kernels) return absl::OkStatus();
     const auto* bytes = static_cast<const char*>(params);
-    // In 16-byte units: aligned as any parameter struct is.
-    struct alignas(16) Unit {
-      char bytes[16];
+    // In 64-byte units: aligned as any parameter struct is, tensor maps included.
+    struct alignas(64) Unit {
+      char bytes[64];
     };
     std::vector<Unit> copy((function.params_bytes + sizeof(Unit) - 1) / sizeof(Unit));
     if (!copy.empty()) std::memcpy(copy.data(), bytes, function.params_bytes);
