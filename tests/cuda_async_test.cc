@@ -36,6 +36,8 @@ struct Params {
 
 // Every order of threads with every way to complete asynchronous work.
 std::vector<std::string> Modes() {
+  // ThreadSanitizer looks for races, which it finds in any order.
+  if (kThreadSanitized) return {"fifo", "reverse,eager", "random:1,random"};
   std::vector<std::string> all;
   for (const char* completion : {"", ",eager", ",random"}) {
     for (const char* order : {"fifo", "lifo", "reverse"}) {

@@ -3,11 +3,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 
 #include "cuda/conformance/suite.h"
 #include "cuda/runtime/emulated_runtime.h"
+#include "tests/sanitizers.h"
 
 namespace tandem::cuda {
 namespace {
@@ -15,6 +20,7 @@ namespace {
 class Conformance : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Conformance, OfEveryPrimitive) {
+  if (kThreadSanitized && GetParam() != std::string("reverse,random")) GTEST_SKIP() << "one mode";
   EmulatedRuntimeOptions options;
   options.emulator = emulator::EmulatorOptions::Parse(GetParam()).value();
   const std::unique_ptr<Runtime> runtime = MakeEmulatedRuntime(options);
@@ -27,6 +33,37 @@ TEST_P(Conformance, OfEveryPrimitive) {
     ++ran;
   }
   EXPECT_GT(ran, 300);
+}
+
+// Header and generator must not drift apart.
+TEST(ConformanceSuite, WgmmaInstructionsAreAsGenerated) {
+  const std::string command =
+      "python3 '" TANDEM_SOURCE_DIR "/tools/generate_wgmma.py' '" TANDEM_SOURCE_DIR
+      "/cuda/device/warpgroup_instructions.h'";
+  EXPECT_EQ(std::system(command.c_str()), 0);
+}
+
+// What GPUs answered: tests/golden/primitives-<gpu>.cbor, written by check-primitives --record.
+TEST(ConformanceSuite, RecordingsOfGpusAreMet) {
+  const std::unique_ptr<Runtime> runtime = MakeEmulatedRuntime({});
+  const DeviceInfo device = runtime->Devices().devices.at(0);
+  int recordings = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(TANDEM_SOURCE_DIR "/tests/golden")) {
+    if (entry.path().extension() != ".cbor") continue;
+    ++recordings;
+    std::ifstream file(entry.path(), std::ios::binary);
+    const auto recording = nlohmann::json::from_cbor(file, true, false);
+    ASSERT_TRUE(recording.is_object()) << entry.path();
+    for (const ConformanceCase& c : ConformanceCases()) {
+      if (!recording["cases"].contains(c.name)) continue;
+      const auto& binary = recording["cases"][c.name].get_binary();
+      const auto* data = reinterpret_cast<const std::byte*>(binary.data());
+      const ConformanceResult result = RunConformanceCase(c, *runtime, device);
+      EXPECT_EQ(Difference(c, Bytes(data, data + binary.size()), result.output), "")
+          << entry.path() << ": " << c.name;
+    }
+  }
+  if (recordings == 0) GTEST_SKIP() << "none has been recorded: no GPU so far";
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, Conformance,

@@ -69,7 +69,8 @@ enum class Primitive : int32_t {
   kWarp,
   // out: uint32 [128]: named barriers and registers per warp set up and down.
   kNamedBarriers,
-  // a: f32 [n = v[0]]; out: f32 [n, 8]: exp, log, tanh, sqrt, sin(pi x), cos(pi x), pairs rounded to f16, bf16.
+  // a: f32 [n = v[0]]; out: f32 [n, 8]: exp, log, tanh, sqrt, sin(pi x), cos(pi x), pairs rounded
+  // to f16, bf16.
   kMath,
   kCount,
 };

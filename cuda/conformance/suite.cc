@@ -446,10 +446,14 @@ void AddMath(std::vector<ConformanceCase>& cases, Random& random) {
     in[i] = RandomFloat(random) * (i % 2 == 0 ? 1.0f : 8.0f);
     if (in[i] == 0.0f) in[i] = 0.5f;
     const double x = in[i];
-    const std::array<double, 8> values = {std::exp(x),           std::log(std::fabs(x)),
-                                          std::tanh(x),          std::sqrt(std::fabs(x)),
-                                          std::sin(x * 3.14159265358979323846),           std::cos(x * 3.14159265358979323846),
-                                          ToFloat(ToF16(in[i])), ToFloat(ToBF16(in[i]))};
+    const std::array<double, 8> values = {std::exp(x),
+                                          std::log(std::fabs(x)),
+                                          std::tanh(x),
+                                          std::sqrt(std::fabs(x)),
+                                          std::sin(x * 3.14159265358979323846),
+                                          std::cos(x * 3.14159265358979323846),
+                                          ToFloat(ToF16(in[i])),
+                                          ToFloat(ToBF16(in[i]))};
     for (size_t j = 0; j < 8; ++j) out[i * 8 + j] = static_cast<float>(values[j]);
   }
   ConformanceCase math;
