@@ -180,6 +180,16 @@ TEST(EmulatorCatches, MoreSharedMemoryThanLaunched) {
               AllOf(HasSubstr("2048"), HasSubstr("launched with 1024")));
 }
 
+__global__ void TakesNothing(const Params p) {
+  SharedCarver shared;
+  p.out[threadIdx.x] = shared.Take<float>(0) == nullptr ? 0.0f : 1.0f;
+}
+
+TEST(Emulator, NoSharedMemoryInNoPieces) {
+  std::vector<float> out(32);
+  EXPECT_TRUE(RunOnce<&TakesNothing>({out.data(), nullptr, 0}, 1, 32, 0, "fifo").ok());
+}
+
 // Read back by the plain build only: under AddressSanitizer the write itself stops the program.
 #if !defined(__SANITIZE_ADDRESS__)
 __global__ void WritesBehindItsTile(const Params p) {

@@ -282,8 +282,9 @@ __global__ void __launch_bounds__(128) MathKernel(const PrimitiveParams p) {
   out[1] = Log(Abs(x));
   out[2] = Tanh(x);
   out[3] = Sqrt(Abs(x));
-  out[4] = static_cast<float>(SinPiF64(x));
-  out[5] = static_cast<float>(CosPiF64(x));
+  const SinCosF64 both = SinCosPiF64(x);
+  out[4] = static_cast<float>(both.sine);
+  out[5] = static_cast<float>(both.cosine);
   const uint32_t half = RoundPair<F16>(x, 0.5f), brain = RoundPair<BF16>(0.5f, x);
   out[6] = ToFloat(F16{static_cast<uint16_t>(half)});
   out[7] = ToFloat(BF16{static_cast<uint16_t>(brain >> 16)});

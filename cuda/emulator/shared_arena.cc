@@ -66,6 +66,10 @@ void* SharedArena::Take(int64_t offset, int64_t bytes, int index, int64_t alignm
     *error = absl::StrCat("alignment ", alignment, ": expected at most ", kMaxAlignment);
     return nullptr;
   }
+  if (launched_ == 0) {  // nothing of nothing
+    alignas(kMaxAlignment) static std::byte nothing{};
+    return &nothing;
+  }
   const auto at = static_cast<size_t>(index);
   const int64_t before = index == 0 ? 0 : at <= pieces_.size() ? pieces_[at - 1].end : -1;
   const int64_t begin = AlignUp(before + kGuard, alignment), end = begin + bytes;
