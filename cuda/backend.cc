@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
+#include "cuda/blas/device_blas.h"
 #include "cuda/caching_allocator.h"
 #include "cuda/runtime/emulated_runtime.h"
 #include "cuda/runtime/runtime.h"
@@ -22,7 +23,8 @@ class CudaBackend final : public Backend {
         info_(info),
         device_{DeviceKind::kCuda, info.index},
         allocator_(*runtime_, device_, limit),
-        pinned_(*runtime_) {}
+        pinned_(*runtime_),
+        blas_(*runtime_, info_) {}
 
   Device device() const override { return device_; }
   std::string description() const override { return info_.name; }
@@ -36,7 +38,8 @@ class CudaBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<Stream>> CreateStream() override {
     TANDEM_ASSIGN_OR_RETURN(UniqueStream stream, MakeStream(*runtime_, device_.index));
     TANDEM_RETURN_IF_ERROR(allocator_.AddStream(stream.get()));
-    return std::make_unique<CudaStream>(*runtime_, info_, device_, std::move(stream), &allocator_);
+    return std::make_unique<CudaStream>(*runtime_, info_, device_, std::move(stream), &allocator_,
+                                        &blas_);
   }
   absl::Status Copy(Stream& stream, void* destination, const void* source, int64_t bytes) override {
     if (stream.device() != device_) {
@@ -56,13 +59,15 @@ class CudaBackend final : public Backend {
   const Device device_;
   CachingAllocator allocator_;
   PinnedAllocator pinned_;
+  DeviceBlas blas_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   if (options.device != kEmulatedDevice) {
-    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> runtime, MakeCudaRuntime());
+    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> runtime,
+                            MakeCudaRuntime(options.cublaslt_path));
     return MakeCudaBackend(std::move(runtime), options);
   }
   EmulatedRuntimeOptions emulated;

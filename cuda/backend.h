@@ -21,6 +21,8 @@ struct CudaOptions {
   // Order in which the emulated device runs the threads of a block: "fifo", "lifo", "reverse",
   // "random:SEED" (cuda/emulator/launch.h).
   std::string emulated_schedule = "fifo";
+  // Where cuBLASLt is: a file, or the folder it is in; empty: searched (cuda/blas/cublaslt.h).
+  std::string cublaslt_path = {};
 };
 
 // The backend owns its runtime. InvalidArgument: no such device, a bad schedule.

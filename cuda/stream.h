@@ -17,6 +17,7 @@
 namespace tandem::cuda {
 
 class CachingAllocator;
+class DeviceBlas;
 
 class CudaStream : public Stream {
  public:
@@ -26,13 +27,15 @@ class CudaStream : public Stream {
   }
 
   // `allocator`: of the memory that the work uses, if it must know its streams; told already.
+  // `blas`: the device's library of matrix products.
   CudaStream(Runtime& runtime, const DeviceInfo& info, Device device, UniqueStream stream,
-             CachingAllocator* allocator = nullptr)
+             CachingAllocator* allocator = nullptr, DeviceBlas* blas = nullptr)
       : runtime_(runtime),
         info_(info),
         device_(device),
         stream_(std::move(stream)),
-        allocator_(allocator) {}
+        allocator_(allocator),
+        blas_(blas) {}
   ~CudaStream() override;
 
   Device device() const override { return device_; }
@@ -43,6 +46,8 @@ class CudaStream : public Stream {
   Runtime& runtime() const { return runtime_; }
   const DeviceInfo& info() const { return info_; }
   StreamHandle handle() const { return stream_.get(); }
+  // nullptr: there is none.
+  DeviceBlas* blas() const { return blas_; }
   bool emulated() const { return device_.index == kEmulatedDevice; }
 
   // Launches with one parameter struct. A grid without blocks launches nothing. Internal: an empty
@@ -70,6 +75,7 @@ class CudaStream : public Stream {
   Device device_;
   UniqueStream stream_;
   CachingAllocator* allocator_;
+  DeviceBlas* blas_;
 };
 
 inline bool IsEmulated(const CudaStream& stream) { return stream.emulated(); }

@@ -98,6 +98,7 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
   if (const auto value = Env("CUDA_MEMORY_LIMIT")) {
     TANDEM_ASSIGN_OR_RETURN(options.cuda_memory_limit, ParseCount("CUDA_MEMORY_LIMIT", *value));
   }
+  if (const auto value = Env("CUBLASLT_PATH")) options.cublaslt_path = *value;
   if (const auto value = Env("DEVICE")) {
     if (absl::Status status = options.SetDevice(*value); !status.ok()) {
       return InvalidArgument("TANDEM_DEVICE: ", Message(status));
@@ -156,6 +157,7 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
     cuda_options.device = chosen.cuda_emulated ? kEmulatedDevice : 0;
     cuda_options.memory_limit = chosen.cuda_memory_limit;
     cuda_options.emulated_schedule = chosen.cuda_schedule;
+    cuda_options.cublaslt_path = chosen.cublaslt_path;
     ContextDevice& device = context->devices_[static_cast<size_t>(DeviceKind::kCuda)];
     absl::StatusOr<std::unique_ptr<Backend>> backend = cuda::MakeCudaBackend(cuda_options);
     no_cuda = backend.status();

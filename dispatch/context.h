@@ -38,6 +38,8 @@ struct ContextOptions {
   std::string cuda_schedule = "fifo";  //                               TANDEM_CUDA_SCHEDULE
   // Most bytes of device memory to use; 0: all there is.               TANDEM_CUDA_MEMORY_LIMIT
   int64_t cuda_memory_limit = 0;
+  // Where cuBLASLt is: a file, or the folder it is in; empty: searched. TANDEM_CUBLASLT_PATH
+  std::string cublaslt_path = {};
   std::map<std::string, std::string>
       force_kernel;  // op name -> kernel name  TANDEM_KERNEL=attention=reference,...
   // Allow products to round activations (docs/numerics.md): to 8 bits where weights are quantised,

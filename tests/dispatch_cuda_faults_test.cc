@@ -22,8 +22,9 @@ void RunWithFault(Context& context, const Prepared<Case>& prepared, bool host_li
   auto operands = DeviceOperands::Upload(prepared.operands, *device.backend, *device.stream);
   ASSERT_TRUE(operands.ok()) << operands.status();
   ASSERT_TRUE(device.stream->Synchronize().ok());
-  // Nothing kept, so that the workspace comes from the runtime.
+  // Nothing kept, so that the workspace comes from the runtime, and plans are made.
   device.scratch.reset();
+  ResetBlas(context);
   ASSERT_TRUE(allocator.Flush().ok());
   const cuda::EmulatedStats before = runtime.stats();
   const Views views = host_lists
@@ -54,6 +55,7 @@ void RunWithFault(Context& context, const Prepared<Case>& prepared, bool host_li
     }
   }
   device.scratch.reset();
+  ResetBlas(context);
   ASSERT_TRUE(allocator.Flush().ok());
   ASSERT_EQ(runtime.stats(), before) << "something was left behind";
 }

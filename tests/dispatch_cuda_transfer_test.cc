@@ -80,8 +80,9 @@ TEST(CudaFaults, EveryCallOfEveryOpMayFail) {
         int64_t failures = 0;
         for (int64_t ordinal = 1;; ++ordinal) {
           SCOPED_TRACE(absl::StrCat(CaseText(prepared.c), ", call ", ordinal));
-          // Nothing kept, so that allocations reach the runtime.
+          // Nothing kept, so that allocations and the making of plans reach the runtime.
           context->device(DeviceKind::kCuda)->landing.reset();
+          ResetBlas(*context);
           ASSERT_TRUE(allocator.Flush().ok());
           const cuda::EmulatedStats before = runtime.stats();
           runtime.Inject({.ordinal = ordinal, .kind = kind});
@@ -98,6 +99,7 @@ TEST(CudaFaults, EveryCallOfEveryOpMayFail) {
           }
           ASSERT_EQ(InUse(*context), 0);
           context->device(DeviceKind::kCuda)->landing.reset();
+          ResetBlas(*context);
           ASSERT_TRUE(allocator.Flush().ok());
           cuda::EmulatedStats after = runtime.stats();
           // The workspace may have grown: it is the context's.

@@ -7,12 +7,15 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "cuda/blas/device_blas.h"
 #include "cuda/runtime/emulated_runtime.h"
 #include "cuda/stream.h"
 #include "dispatch/context.h"
+#include "tests/cases/matmul_cases.h"
 #include "tests/cases/run.h"
 
 namespace tandem::cases {
@@ -42,6 +45,11 @@ inline int64_t InUse(Context& context) {
          (device.scratch ? device.scratch->bytes() : 0);
 }
 
+// Forgets the library of matrix products and its plans, so that they are made again.
+inline void ResetBlas(Context& context) {
+  static_cast<cuda::CudaStream&>(*context.device(DeviceKind::kCuda)->stream).blas()->Reset();
+}
+
 // A few cases per op, the first ones of the grid that run.
 template <typename Case>
 std::vector<Prepared<Case>> FaultCases() {
@@ -55,6 +63,14 @@ std::vector<Prepared<Case>> FaultCases() {
                                    [](const Operand& operand) { return operand.view.empty(); });
     // Every call is failed in turn, of runs that make as many calls: few operands only.
     if (!empty && all.size() <= 24) chosen.push_back(*std::move(prepared));
+  }
+  if constexpr (std::is_same_v<Case, MatMulCase>) {  // by the library, alone and with all around it
+    MatMulCase c = {.m = 9, .n = 20, .k = 50, .addend = Addend::kInPlace};
+    chosen.push_back(*Prepare(c));
+    c.activation = Activation::kSilu;
+    c.b_dtype = DType::kF16;
+    c.float_activations = false;
+    chosen.push_back(*Prepare(c));
   }
   return chosen;
 }

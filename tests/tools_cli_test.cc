@@ -5,7 +5,9 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
+#include <string>
 
 #include "tests/cli.h"
 #include "tools/command.h"
@@ -47,6 +49,12 @@ TEST(Cli, BenchDeviceSaysThatTheEmulatedClockIsVirtual) {
   EXPECT_THAT(json["device"].get<std::string>(), ::testing::StartsWith("cuda:emulated"));
   EXPECT_EQ(json["virtual_clock"], true);
   EXPECT_GE(json["rows"].size(), 8u);
+  EXPECT_THAT(json["matmul_library"].get<std::string>(), ::testing::HasSubstr("stand-in"));
+  std::set<std::string> by;
+  for (const auto& row : json["rows"]) {
+    if (row.contains("matmul")) by.insert(row["matmul"]["by"].get<std::string>());
+  }
+  EXPECT_THAT(by, ::testing::IsSupersetOf({"library", "cublaslt", "generic", "gemv"}));
   EXPECT_EQ(RunCli({"bench-device", "--device", "cpu"}).code, kExitUsage);
 }
 

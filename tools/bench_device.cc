@@ -12,6 +12,7 @@
 #include "dispatch/copy.h"
 #include "dispatch/ops.h"
 #include "tools/command.h"
+#include "tools/device_bench.h"
 #include "tools/terminal.h"
 
 namespace tandem::tools {
@@ -24,67 +25,29 @@ struct Options {
   bool json = false;
 };
 
-struct Row {
-  std::string what;
-  std::string kernel;    // that ran
-  double seconds = 0.0;  // median
-  double bytes = 0.0;    // read and written, each once
-  double flops = 0.0;
-};
-
-// Runs on one device; the stream's events take the times.
 class Bench {
  public:
   Bench(Context& context, const Options& options)
-      : context_(context), options_(options), device_(*context.device(DeviceKind::kCuda)) {}
+      : context_(context), options_(options), bench_(context, options.bytes, options.repeats) {}
 
-  absl::StatusOr<std::vector<Row>> Run() {
+  absl::Status Run() {
     TANDEM_RETURN_IF_ERROR(MeasureCopy());
     TANDEM_RETURN_IF_ERROR(MeasureElementOps());
     TANDEM_RETURN_IF_ERROR(MeasureDecoderOps());
     TANDEM_RETURN_IF_ERROR(MeasureMasks());
-    TANDEM_RETURN_IF_ERROR(MeasureMatMul());
-    return std::move(rows_);
+    return MeasureMatMuls(bench_, library_);
   }
+  const std::vector<DeviceBenchRow>& rows() { return bench_.rows(); }
+  const std::string& library() const { return library_; }
 
  private:
   // Zeros: none of these kernels looks at the values.
   absl::StatusOr<Tensor> Make(DType dtype, const Shape& shape) {
-    TANDEM_ASSIGN_OR_RETURN(Tensor host, Tensor::Allocate(context_.host_allocator(), dtype, shape));
-    std::fill_n(host.As<char>(), host.buffer()->bytes(), '\0');
-    TANDEM_ASSIGN_OR_RETURN(Tensor tensor, CopyTo(context_, DeviceKind::kCuda, host));
-    TANDEM_RETURN_IF_ERROR(Synchronize(context_, DeviceKind::kCuda));
-    return tensor;
+    return bench_.Zeros(dtype, shape);
   }
-
-  // The kernel that ran it; "-" for what is no op.
-  absl::StatusOr<std::string> WarmUp(const std::function<absl::Status()>& run) {
-    Trace& trace = context_.trace();
-    const bool enabled = trace.enabled();
-    const size_t before = trace.records().size();
-    trace.Enable(true);
-    const absl::Status status = run();
-    trace.Enable(enabled);
-    TANDEM_RETURN_IF_ERROR(status);
-    if (trace.records().size() == before) return std::string("-");
-    return std::string(trace.records().back().kernel);
-  }
-
   absl::Status Measure(const std::string& what, double bytes, double flops,
                        const std::function<absl::Status()>& run) {
-    TANDEM_ASSIGN_OR_RETURN(const std::string kernel, WarmUp(run));
-    std::vector<double> seconds;
-    for (int i = 0; i < options_.repeats; ++i) {
-      TANDEM_ASSIGN_OR_RETURN(const auto start, device_.stream->Record());
-      TANDEM_RETURN_IF_ERROR(run());
-      TANDEM_ASSIGN_OR_RETURN(const auto end, device_.stream->Record());
-      TANDEM_RETURN_IF_ERROR(end->Synchronize());
-      TANDEM_ASSIGN_OR_RETURN(seconds.emplace_back(), end->SecondsSince(*start));
-    }
-    std::nth_element(seconds.begin(), seconds.begin() + options_.repeats / 2, seconds.end());
-    rows_.push_back(
-        {what, kernel, seconds[static_cast<size_t>(options_.repeats / 2)], bytes, flops});
-    return absl::OkStatus();
+    return bench_.Measure(what, bytes, flops, run).status();
   }
 
   absl::Status MeasureCopy() {
@@ -217,33 +180,10 @@ class Bench {
     return absl::OkStatus();
   }
 
-  absl::Status MeasureMatMul() {
-    // A square product of about as many bytes, and the same weights with one row.
-    int64_t n = 64;
-    while (2 * n * n * 2 <= options_.bytes && n < 8192) n *= 2;
-    TANDEM_ASSIGN_OR_RETURN(const Tensor a, Make(DType::kF16, {n, n}));
-    TANDEM_ASSIGN_OR_RETURN(const Tensor b, Make(DType::kF16, {n, n}));
-    TANDEM_ASSIGN_OR_RETURN(const Tensor out, Make(DType::kF16, {n, n}));
-    for (const int64_t m : {int64_t{1}, n}) {
-      const double elements = static_cast<double>(n);
-      const double rows = static_cast<double>(m);
-      TANDEM_RETURN_IF_ERROR(Measure(absl::StrFormat("matmul f16 %d x %d x %d", m, n, n),
-                                     2 * (elements * elements + 2 * rows * elements),
-                                     2 * rows * elements * elements, [&] {
-                                       MatMulArgs args;
-                                       args.a = Slice(a.view(), 0, 0, m);
-                                       args.b = b;
-                                       args.out = Slice(out.view(), 0, 0, m);
-                                       return MatMulInto(context_, args);
-                                     }));
-    }
-    return absl::OkStatus();
-  }
-
   Context& context_;
   const Options& options_;
-  ContextDevice& device_;
-  std::vector<Row> rows_;
+  DeviceBench bench_;
+  std::string library_;
 };
 
 absl::Status Run(const Options& o) {
@@ -255,32 +195,42 @@ absl::Status Run(const Options& o) {
   TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(compute));
   TANDEM_ASSIGN_OR_RETURN(const auto context, Context::Create(context_options));
   const Backend& backend = *context->device(DeviceKind::kCuda)->backend;
-  TANDEM_ASSIGN_OR_RETURN(const std::vector<Row> rows, Bench(*context, o).Run());
+  Bench bench(*context, o);
+  TANDEM_RETURN_IF_ERROR(bench.Run());
+  const std::vector<DeviceBenchRow>& rows = bench.rows();
   const bool emulated = backend.device().index == kEmulatedDevice;
   const double copy = rows[0].bytes / rows[0].seconds;
   const std::string device = Name(backend.device()) + ", " + backend.description();
   if (o.json) {
-    nlohmann::json json = {
-        {"device", device}, {"virtual_clock", emulated}, {"rows", nlohmann::json::array()}};
-    for (const Row& row : rows) {
-      json["rows"].push_back({{"what", row.what},
-                              {"kernel", row.kernel},
-                              {"seconds", row.seconds},
-                              {"bytes", row.bytes},
-                              {"flops", row.flops},
-                              {"of_device_copy", row.bytes / row.seconds / copy}});
+    nlohmann::json json = {{"device", device},
+                           {"virtual_clock", emulated},
+                           {"matmul_library", bench.library()},
+                           {"rows", nlohmann::json::array()}};
+    for (const DeviceBenchRow& row : rows) {
+      nlohmann::json line = {
+          {"what", row.what},       {"kernel", row.kernel},
+          {"seconds", row.seconds}, {"bytes", row.bytes},
+          {"flops", row.flops},     {"of_device_copy", row.bytes / row.seconds / copy}};
+      if (!row.by.empty()) {
+        line["matmul"] = {
+            {"dtype", row.dtype}, {"m", row.m}, {"n", row.n}, {"k", row.k}, {"by", row.by}};
+        if (row.of_library > 0) line["matmul"]["of_library"] = row.of_library;
+      }
+      json["rows"].push_back(std::move(line));
     }
     std::cout << json.dump(2) << "\n";
     return absl::OkStatus();
   }
   std::cout << device << "; medians of " << o.repeats << "\n";
   if (emulated) std::cout << "The emulated device's clock is virtual: these are no measurements.\n";
-  Table table({"what", "kernel", "us", "GB/s", "of device copy", "TFLOP/s"});
-  for (const Row& row : rows) {
+  std::cout << "library of matrix products: " << bench.library() << "\n";
+  Table table({"what", "kernel", "us", "GB/s", "of device copy", "TFLOP/s", "of library"});
+  for (const DeviceBenchRow& row : rows) {
     table.Row({row.what, row.kernel, absl::StrFormat("%.1f", row.seconds * 1e6),
                absl::StrFormat("%.1f", row.bytes / row.seconds * 1e-9),
                absl::StrFormat("%.2f", row.bytes / row.seconds / copy),
-               row.flops > 0 ? absl::StrFormat("%.2f", row.flops / row.seconds * 1e-12) : "-"});
+               row.flops > 0 ? absl::StrFormat("%.2f", row.flops / row.seconds * 1e-12) : "-",
+               row.of_library > 0 ? absl::StrFormat("%.2f", row.of_library) : "-"});
   }
   table.Print(std::cout, UseColor(1));
   return absl::OkStatus();

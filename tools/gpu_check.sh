@@ -9,7 +9,9 @@
 # run: every primitive that kernels are made of, with a recording of what the GPU answered
 # (OUT/primitives.cbor: to be committed as tests/golden/primitives-<gpu>.cbor); every CUDA kernel over the shared cases against the f64 references; compute-sanitizer, if the host
 # has it, on the short grid; the demo model on the GPU; ops that memory bounds against a copy within the
-# device. TANDEM_GPU_CHECK_DEVICE=cuda:emulated rehearses it without a GPU; TANDEM_BINARY names another
+# device, and products against cuBLASLt and, if there is one that sees the GPU, torch (TANDEM_PYTHON: another
+# Python than python3). cuBLASLt is the host's: TANDEM_CUBLASLT_PATH, the dynamic linker's, or torch's.
+# TANDEM_GPU_CHECK_DEVICE=cuda:emulated rehearses it without a GPU; TANDEM_BINARY names another
 # program than build/tandem.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +27,7 @@ bundle() {
   mkdir -p "$stage"/{build,lib,tools,models}
   cp build/tandem "$stage/build/"
   strip "$stage/build/tandem"
-  cp tools/gpu_check.sh "$stage/tools/"
+  cp tools/gpu_check.sh tools/gpu_torch_matmul.py "$stage/tools/"
   cp models/demo.gguf "$stage/models/"
   # All but what belongs to every system's C library.
   ldd build/tandem | awk '$3 ~ /^\// {print $3}' |
@@ -52,6 +54,15 @@ run() {
       failed=$((failed + 1))
     fi
   }
+  local python=${TANDEM_PYTHON:-python3} torch=0 library
+  if [ "$device" = cuda ] && library=$("$python" tools/gpu_torch_matmul.py --library 2>/dev/null); then
+    torch=1
+    # The one of the toolkit or the system, if there is one, is what other programs use.
+    if [ -z "${TANDEM_CUBLASLT_PATH:-}" ] && ! ldconfig -p 2>/dev/null | grep -q libcublasLt &&
+      ! ls /usr/local/cuda/lib64/libcublasLt.so.* >/dev/null 2>&1; then
+      export TANDEM_CUBLASLT_PATH=$library
+    fi
+  fi
   if command -v nvidia-smi >/dev/null; then step nvidia_smi nvidia-smi; fi
   step devices "$tandem" devices --no-measure --json
   step primitives "$tandem" check-primitives --device "$device" --record "$out/primitives.cbor"
@@ -73,6 +84,12 @@ run() {
   step bench "$tandem" bench-device --device "$device" "${size[@]}"
   step bench_json "$tandem" bench-device --device "$device" "${size[@]}" --json
   cat "$out/bench.txt"
+  if [ "$torch" = 1 ]; then
+    step torch "$python" tools/gpu_torch_matmul.py "$out/bench_json.txt" --json "$out/torch.json"
+    cat "$out/torch.txt"
+  else
+    echo "skipped torch: none on this host that sees a GPU"
+  fi
   echo "gpu_check: $failed steps failed; reports in $out"
   [ "$failed" = 0 ]
 }

@@ -12,7 +12,7 @@
 // b holds one row per output feature, as weights do in model files; a [K, N] matrix is passed as
 // its transposed view. A block-quantised b (q8_0, q4_k, ...) has its blocks along K and is
 // multiplied without expanding the whole matrix. Unless float_activations is set, a kernel may
-// round activations (docs/numerics.md): for such a b to 8 bits, for a b of bf16 to bf16. Sums are
+// round activations (docs/numerics.md): for such a b to 8 bits, else to the type of b. Sums are
 // accumulated in f32 (products of integers within a block exactly). bias, addend and out are
 // converted from and to f32 once. addend may be out itself (C = alpha * A * B + beta * C); out must
 // not overlap a, b or bias. beta = 0 (no addend): out is written without being read.

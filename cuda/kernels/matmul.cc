@@ -6,6 +6,7 @@
 #include "core/ops/matmul.h"
 #include "core/status.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels/matmul_cublaslt.h"
 #include "cuda/kernels/shared_bytes.h"
 #include "cuda/kernels/to_device_tensor.h"
 #include "cuda/stream.h"
@@ -82,8 +83,10 @@ absl::Status RunGemv(const KernelContext& context, const MatMulArgs& args) {
   return stream.Launch(GemvFunction(stream), config, params);
 }
 
-constexpr std::array<Kernel<MatMulArgs>, 2> kKernels = {
+constexpr std::array<Kernel<MatMulArgs>, 3> kKernels = {
     {{"gemv", DeviceKind::kCuda, GemvSupports, NoWorkspace<MatMulArgs>, RunGemv},
+     {"cublaslt", DeviceKind::kCuda, CublasLtSupports, CublasLtWorkspaceBytes, RunCublasLt,
+      CublasLtApplies},
      {"generic", DeviceKind::kCuda, Supports, NoWorkspace<MatMulArgs>, RunTile}}};
 
 }  // namespace

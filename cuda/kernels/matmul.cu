@@ -7,6 +7,7 @@
 //
 // gemv: one warp per column of out and up to 4 rows; b is read once and decoded once, lanes read
 // neighbouring elements.
+#include "cuda/device/activation.h"
 #include "cuda/device/elements.h"
 #include "cuda/device/math.h"
 #include "cuda/device/shared.h"
@@ -16,21 +17,6 @@
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 namespace {
-
-__device__ float Activate(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kSilu:
-      return Silu(x);
-    case Activation::kGelu: {
-      constexpr float kSqrt2OverPi = 0.79788456080286536f;
-      return 0.5f * x * (1.0f + Tanh(kSqrt2OverPi * (x + 0.044715f * x * x * x)));
-    }
-    case Activation::kRelu:
-      return x < 0.0f ? 0.0f : x;  // NaN stays NaN
-    default:
-      return x;
-  }
-}
 
 __device__ void Finish(const MatMulParams& p, int64_t z, int64_t m, int64_t n, float sum) {
   float x = p.alpha * sum;

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
+#include "cuda/blas/cublaslt.h"
 #include "cuda/runtime/runtime.h"
 
 namespace tandem::cuda {
@@ -106,6 +107,8 @@ absl::StatusOr<bool> IsReady(const char* call, cudaError_t error) {
 
 class CudaRuntime final : public Runtime {
  public:
+  explicit CudaRuntime(std::string cublaslt_path) : cublaslt_path_(std::move(cublaslt_path)) {}
+
   bool emulated() const override { return false; }
 
   Probe Devices() override { return ProbeDevices(); }
@@ -285,6 +288,16 @@ class CudaRuntime final : public Runtime {
     return ToStatus("cudaGraphExecDestroy", cudaGraphExecDestroy(Of(graph)));
   }
 
+  absl::StatusOr<std::unique_ptr<Blas>> MakeBlas(int device) override {
+    TANDEM_RETURN_IF_ERROR(SetDevice(device));
+    return MakeCublasLt(
+        [](StreamHandle stream) -> absl::StatusOr<void*> {
+          TANDEM_RETURN_IF_ERROR(SetDevice(Of(stream).device));
+          return Of(stream).stream;
+        },
+        cublaslt_path_);
+  }
+
   void PushRange(const char* name) override { nvtxRangePushA(name); }
   void PopRange() override { nvtxRangePop(); }
 
@@ -300,14 +313,16 @@ class CudaRuntime final : public Runtime {
   static dim3 ToDim3(const Dim3& d) {
     return dim3(static_cast<unsigned>(d.x), static_cast<unsigned>(d.y), static_cast<unsigned>(d.z));
   }
+
+  const std::string cublaslt_path_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeCudaRuntime() {
+absl::StatusOr<std::unique_ptr<Runtime>> MakeCudaRuntime(const std::string& cublaslt_path) {
   const Probe probe = ProbeDevices();
   if (probe.devices.empty()) return absl::FailedPreconditionError("cuda: " + probe.message);
-  return std::make_unique<CudaRuntime>();
+  return std::make_unique<CudaRuntime>(cublaslt_path);
 }
 
 }  // namespace tandem::cuda

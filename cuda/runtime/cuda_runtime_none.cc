@@ -3,7 +3,7 @@
 
 namespace tandem::cuda {
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeCudaRuntime() {
+absl::StatusOr<std::unique_ptr<Runtime>> MakeCudaRuntime(const std::string&) {
   return absl::FailedPreconditionError("cuda: " + ProbeDevices().message);
 }
 

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
+#include "cuda/blas/host_blas.h"
 #include "cuda/emulator/async.h"
 #include "cuda/runtime/emulated_memory.h"
 #include "cuda/runtime/emulated_stream.h"
@@ -216,6 +217,11 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     return absl::OkStatus();
   }
 
+  absl::StatusOr<std::unique_ptr<Blas>> MakeBlas(int device) override {
+    TANDEM_RETURN_IF_ERROR(CheckDevice("MakeBlas", device));
+    return options_.make_blas ? options_.make_blas(*this) : MakeHostBlas(*this);
+  }
+
   absl::StatusOr<EventHandle> CreateEvent(int device) override {
     TANDEM_RETURN_IF_ERROR(Enter("CreateEvent"));
     TANDEM_RETURN_IF_ERROR(CheckDevice("CreateEvent", device));
@@ -342,16 +348,15 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
             static_cast<int64_t>(pinned_.size()),
             static_cast<int64_t>(streams_.size()),
             static_cast<int64_t>(events_.size()),
-            static_cast<int64_t>(graphs_.size())};
+            static_cast<int64_t>(graphs_.size()),
+            library_objects_};
   }
   int64_t calls() const override {
     const std::lock_guard<std::mutex> lock(mutex_);
     return calls_;
   }
 
- private:
-  // Counts a call, and fails it if it is to fail.
-  absl::Status Enter(const char* call) {
+  absl::Status Enter(const char* call) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     ++calls_;
     if (armed_ && (fault_.call.empty() || fault_.call == call) && --fault_.ordinal <= 0) {
@@ -374,7 +379,32 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     if (error.ok()) return error;
     return absl::UnavailableError(absl::StrCat(call, ": the device is lost: ", Message(error)));
   }
+  absl::Status CheckMemory(const char* call, const char* name, const void* data,
+                           int64_t bytes) const override {
+    if (!options_.run_kernels) return absl::OkStatus();  // nobody reads it
+    if (!memory_.Contains(data)) {
+      return InvalidArgument(call, ": ", name, " is host memory, expected cuda:emulated");
+    }
+    if (absl::Status status = memory_.Check(data, bytes); !status.ok()) {
+      return InvalidArgument(call, ": ", name, " is ", Message(status));
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Enqueue(const char* call, StreamHandle handle, std::function<void()> work) override {
+    TANDEM_ASSIGN_OR_RETURN(EmulatedStream * stream, Find(call, handle));
+    stream->Push({[work = std::move(work), run = options_.run_kernels](EmulatedStream&) {
+                    if (run) work();
+                    return absl::OkStatus();
+                  },
+                  Seconds(0)});
+    return absl::OkStatus();
+  }
+  void CountLibraryObjects(int64_t change) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    library_objects_ += change;
+  }
 
+ private:
   static absl::Status Named(const char* call, const absl::Status& status) {
     if (status.ok()) return status;
     return absl::Status(status.code(), absl::StrCat(call, ": ", Message(status)));
@@ -454,6 +484,7 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
   std::map<void*, std::shared_ptr<EmulatedEvent>> events_;
   std::map<void*, std::unique_ptr<EmulatedGraph>> graphs_;
   uint64_t streams_made_ = 0;
+  int64_t library_objects_ = 0;
   int64_t calls_ = 0;
   Fault fault_;
   bool armed_ = false;

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -23,6 +24,8 @@
 #include "cuda/runtime/runtime.h"
 
 namespace tandem::cuda {
+
+class EmulatedRuntime;
 
 struct EmulatedRuntimeOptions {
   int64_t memory_bytes = int64_t{4} << 30;  // of the device
@@ -37,6 +40,8 @@ struct EmulatedRuntimeOptions {
   // false: launches are checked, but do nothing, for sizes that would take too long.
   bool run_kernels = true;
   emulator::EmulatorOptions emulator = {};
+  // The library of matrix products; empty: the stand-in (cuda/blas/host_blas.h).
+  std::function<absl::StatusOr<std::unique_ptr<Blas>>(EmulatedRuntime&)> make_blas = {};
 };
 
 // A call that will fail.
@@ -46,7 +51,7 @@ struct Fault {
     kOutOfMemory,  // this call: ResourceExhausted
     kDeviceLost,   // this call and all later ones: Unavailable
   };
-  std::string call = {};  // "Allocate", "Launch", ...; empty: any
+  std::string call = {};  // "Allocate", "Launch", "BlasMatMul", ...; empty: any
   int64_t ordinal = 1;    // the how-manieth such call from now on
   Kind kind = Kind::kError;
 };
@@ -59,6 +64,7 @@ struct EmulatedStats {
   int64_t streams = 0;
   int64_t events = 0;
   int64_t graphs = 0;
+  int64_t library_objects = 0;  // handles and plans of stand-ins for libraries
   friend bool operator==(const EmulatedStats&, const EmulatedStats&) = default;
 };
 
@@ -72,6 +78,17 @@ class EmulatedRuntime : public Runtime {
   virtual void Heal() = 0;
   virtual EmulatedStats stats() const = 0;
   virtual int64_t calls() const = 0;
+
+  // For stand-ins of libraries that run on the device (cuda/blas/host_blas.h).
+  // Counts a call, and fails it if it is to fail.
+  virtual absl::Status Enter(const char* call) = 0;
+  // InvalidArgument unless the bytes are those of one live allocation.
+  virtual absl::Status CheckMemory(const char* call, const char* name, const void* data,
+                                   int64_t bytes) const = 0;
+  // Puts work on a stream, or records it.
+  virtual absl::Status Enqueue(const char* call, StreamHandle stream,
+                               std::function<void()> work) = 0;
+  virtual void CountLibraryObjects(int64_t change) = 0;
 };
 
 std::unique_ptr<EmulatedRuntime> MakeEmulatedRuntime(const EmulatedRuntimeOptions& options = {});

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "core/backend.h"
@@ -22,6 +23,8 @@
 #include "cuda/runtime/tensor_map.h"
 
 namespace tandem::cuda {
+
+class Blas;
 
 struct StreamHandle {
   void* value = nullptr;
@@ -102,13 +105,17 @@ class Runtime {
   virtual absl::Status LaunchGraph(GraphHandle graph, StreamHandle stream) = 0;
   virtual absl::Status DestroyGraph(GraphHandle graph) = 0;
 
+  // A library of matrix products for this device (cuda/blas/blas.h), to be destroyed before the
+  // runtime. FailedPrecondition: there is none.
+  virtual absl::StatusOr<std::unique_ptr<Blas>> MakeBlas(int device) = 0;
+
   // Named ranges of the calling thread for profilers (NVTX). `name`: a string literal.
   virtual void PushRange(const char* /*name*/) {}
   virtual void PopRange() {}
 };
 
 // The CUDA runtime. FailedPrecondition: this build has no CUDA toolkit, or the machine no usable
-// device.
-absl::StatusOr<std::unique_ptr<Runtime>> MakeCudaRuntime();
+// device. `cublaslt_path`: where cuBLASLt is, see cuda/blas/cublaslt.h.
+absl::StatusOr<std::unique_ptr<Runtime>> MakeCudaRuntime(const std::string& cublaslt_path = "");
 
 }  // namespace tandem::cuda
