@@ -459,6 +459,11 @@ absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
 }
 
 // Where everything that is read is bf16: weights may then be kept in bf16 too.
+bool AppliesPairs(const AttentionArgs& args) {
+  return args.q.dtype == DType::kBF16 && args.k.dtype == DType::kBF16 &&
+         (!args.k_new.present() || args.k_new.dtype == DType::kBF16);
+}
+
 absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
   if (!CpuStream::Of(context).features().avx512_bf16) {
@@ -475,8 +480,8 @@ absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& ar
 }  // namespace
 
 Kernel<AttentionArgs> AttentionDecodeBf16Dot() {
-  return {"decode_bf16dot", DeviceKind::kCpu, SupportsPairs, N_AVX3::DecodeWorkspaceBytes,
-          N_AVX3::RunDecode<true>};
+  return {"decode_bf16dot",        DeviceKind::kCpu, SupportsPairs, N_AVX3::DecodeWorkspaceBytes,
+          N_AVX3::RunDecode<true>, AppliesPairs};
 }
 
 Kernel<AttentionArgs> AttentionDecode(Isa isa) {

@@ -276,6 +276,11 @@ absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   return CheckContiguousRows(args);
 }
 
+bool AppliesPairs(const AttentionArgs& args) {
+  return args.q.dtype == DType::kBF16 && args.k.dtype == DType::kBF16 &&
+         (!args.k_new.present() || args.k_new.dtype == DType::kBF16);
+}
+
 absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
   if (!CpuStream::Of(context).features().avx512_bf16) {
@@ -306,8 +311,12 @@ Kernel<AttentionArgs> AttentionPrefill(Isa isa) {
 }
 
 Kernel<AttentionArgs> AttentionPrefillBf16Dot() {
-  return {"prefill_bf16dot", DeviceKind::kCpu, SupportsPairs, N_AVX3::PrefillWorkspaceBytes<true>,
-          N_AVX3::RunPrefill<true>};
+  return {"prefill_bf16dot",
+          DeviceKind::kCpu,
+          SupportsPairs,
+          N_AVX3::PrefillWorkspaceBytes<true>,
+          N_AVX3::RunPrefill<true>,
+          AppliesPairs};
 }
 
 }  // namespace tandem::cpu

@@ -134,18 +134,19 @@ template <int kPart>
 absl::Status WrongScale(const KernelContext& context, const SoftmaxArgs& args) {
   SoftmaxArgs wrong = args;
   wrong.scale = args.scale + args.scale / kPart;
-  return KernelsOf<SoftmaxArgs>(DeviceKind::kCuda)[0].run(context, wrong);
+  return KernelsOf<SoftmaxArgs>(DeviceKind::kCuda).back().run(context, wrong);
 }
 
 class PlantedOnOneDevice : public testing::Test {
  protected:
-  // The short grid on the CPU's reference kernel and on the device's first with another `run`.
+  // The short grid on the CPU's reference kernel and on the device's last, which takes it all, with
+  // another `run`.
   CheckReport Compare(absl::Status (*run)(const KernelContext&, const SoftmaxArgs&)) {
     ContextOptions options;
     options.threads = 1;
     options.cuda_emulated = true;
     const auto context = std::move(Context::Create(options)).value();
-    Kernel<SoftmaxArgs> planted = KernelsOf<SoftmaxArgs>(DeviceKind::kCuda)[0];
+    Kernel<SoftmaxArgs> planted = KernelsOf<SoftmaxArgs>(DeviceKind::kCuda).back();
     planted.name = "planted";
     if (run != nullptr) planted.run = run;
     const Kernel<SoftmaxArgs> reference = KernelsOf<SoftmaxArgs>(DeviceKind::kCpu).back();

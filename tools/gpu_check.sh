@@ -67,6 +67,7 @@ run() {
   step devices "$tandem" devices --no-measure --json
   step primitives "$tandem" check-primitives --device "$device" --record "$out/primitives.cbor"
   step check "$tandem" check --devices "$device" "${grid[@]}" --junit "$out/check.xml"
+  step devices_agree "$tandem" check --devices "cpu,$device" --short
   step model "$tandem" generate -m models/demo.gguf -p '23+45=' -n 4 --device "$device" --json
   if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
     local tool

@@ -5,6 +5,7 @@
 #include "cuda/device/math.h"
 #include "cuda/device/matrix.h"
 #include "cuda/device/mbarrier.h"
+#include "cuda/device/memory.h"
 #include "cuda/device/shared.h"
 #include "cuda/device/sync.h"
 #include "cuda/device/warp.h"
@@ -273,6 +274,37 @@ __global__ void __launch_bounds__(128) NamedBarriersKernel(const PrimitiveParams
   }
 }
 
+template <int kBytes, CacheHint kLoad, CacheHint kStore>
+__device__ inline void CopyPacked(const PrimitiveParams& p, int64_t offset) {
+  const int64_t at = offset + Thread() * kBytes;
+  StorePacked<kStore>(static_cast<char*>(p.out) + at,
+                      LoadPacked<kBytes, kLoad>(static_cast<const char*>(p.a) + at));
+}
+
+__global__ void __launch_bounds__(128) VectorAccessKernel(const PrimitiveParams p) {
+  CopyPacked<16, CacheHint::kReadOnly, CacheHint::kStreaming>(p, 0);
+  CopyPacked<8, CacheHint::kStreaming, CacheHint::kNone>(p, 128 * 16);
+  CopyPacked<4, CacheHint::kNone, CacheHint::kStreaming>(p, 128 * 24);
+}
+
+__global__ void __launch_bounds__(128) AtomicsKernel(const PrimitiveParams p) {
+  auto* words = static_cast<uint32_t*>(p.out);
+  auto* wide = reinterpret_cast<uint64_t*>(words + 8);
+  auto* numbers = reinterpret_cast<float*>(words + 12);
+  const uint32_t id = blockIdx.x * 128 + threadIdx.x;
+  AtomicAdd(&words[0], 3);
+  AtomicAdd<Scope::kSystem>(reinterpret_cast<int32_t*>(&words[1]), -2);
+  AtomicMax(&words[2], id);
+  AtomicMax(reinterpret_cast<int32_t*>(&words[3]), static_cast<int32_t>(id) - 4000);
+  AtomicInc(&words[4], 99);
+  if (AtomicCompareExchange(&words[5], 0, id + 1) == 0) AtomicAdd(&words[6], 1);
+  // Of this block alone: nobody else touches it.
+  if (blockIdx.x == 7) AtomicAdd<Scope::kBlock>(&words[7], threadIdx.x);
+  AtomicAdd(&wide[0], uint64_t{1} << 33);
+  AtomicMax(&wide[1], uint64_t{id} << 32);
+  AtomicAdd(&numbers[0], 0.5f);  // exact whatever the order
+}
+
 __global__ void __launch_bounds__(128) MathKernel(const PrimitiveParams p) {
   const int i = static_cast<int>(blockIdx.x) * 128 + Thread();
   if (i >= p.v[0]) return;
@@ -450,6 +482,10 @@ KernelFunction PrimitiveFunction(Primitive primitive) {
       return MakeKernelFunction<&WarpKernel>("warp");
     case Primitive::kNamedBarriers:
       return MakeKernelFunction<&NamedBarriersKernel>("named_barriers");
+    case Primitive::kVectorAccesses:
+      return MakeKernelFunction<&VectorAccessKernel>("vector_accesses");
+    case Primitive::kAtomics:
+      return MakeKernelFunction<&AtomicsKernel>("atomics");
     case Primitive::kMath:
       return MakeKernelFunction<&MathKernel>("math");
     case Primitive::kCount:

@@ -69,6 +69,10 @@ enum class Primitive : int32_t {
   kWarp,
   // out: uint32 [128]: named barriers and registers per warp set up and down.
   kNamedBarriers,
+  // a: 128 x 28 bytes; out: the same, by vector accesses of 4, 8 and 16 bytes with every hint.
+  kVectorAccesses,
+  // 32 blocks of 128 threads; out, zeros before: uint32 [16], see AddAtomics in suite.cc.
+  kAtomics,
   // a: f32 [n = v[0]]; out: f32 [n, 8]: exp, log, tanh, sqrt, sin(pi x), cos(pi x), pairs rounded
   // to f16, bf16.
   kMath,

@@ -439,6 +439,49 @@ void AddBarriers(std::vector<ConformanceCase>& cases) {
   cases.push_back(std::move(shuffles));
 }
 
+void AddMemory(std::vector<ConformanceCase>& cases, Random& random) {
+  ConformanceCase vectors;
+  vectors.name = "memory.vectors";
+  vectors.capability = 80;
+  vectors.expected = RandomBytes(random, 128 * 28);
+  vectors.run = Simple(Primitive::kVectorAccesses, Config(1, 128, 0), {vectors.expected, {}, {}},
+                       vectors.expected.size());
+  cases.push_back(std::move(vectors));
+
+  // Which thread exchanges first is open: its mark is set to 1.
+  constexpr uint32_t kThreads = 32 * 128;
+  std::vector<uint32_t> out(16);
+  out[0] = 3 * kThreads;
+  out[1] = static_cast<uint32_t>(-2 * static_cast<int32_t>(kThreads));
+  out[2] = kThreads - 1;
+  out[3] = kThreads - 1 - 4000;
+  out[4] = kThreads % 100;
+  out[5] = 1;
+  out[6] = 1;
+  out[7] = 128 * 127 / 2;
+  const uint64_t sum = uint64_t{kThreads} << 33, largest = uint64_t{kThreads - 1} << 32;
+  std::memcpy(&out[8], &sum, 8);
+  std::memcpy(&out[10], &largest, 8);
+  const float halves = 0.5f * kThreads;
+  std::memcpy(&out[12], &halves, 4);
+  ConformanceCase atomics;
+  atomics.name = "memory.atomics";
+  atomics.capability = 80;
+  atomics.expected = ToBytes(out);
+  atomics.run = [](ConformanceRunner& runner) -> absl::StatusOr<Bytes> {
+    PrimitiveParams params;
+    TANDEM_ASSIGN_OR_RETURN(params.out, runner.Upload(Bytes(64)));
+    TANDEM_RETURN_IF_ERROR(runner.Launch(gpu::PrimitiveFunction(Primitive::kAtomics),
+                                         emulated::PrimitiveFunction(Primitive::kAtomics),
+                                         Config(32, 128, 0), &params));
+    TANDEM_ASSIGN_OR_RETURN(const Bytes bytes, runner.Download(params.out, 64));
+    std::vector<uint32_t> words = FromBytes<uint32_t>(bytes);
+    if (words[5] >= 1 && words[5] <= kThreads) words[5] = 1;
+    return ToBytes(words);
+  };
+  cases.push_back(std::move(atomics));
+}
+
 void AddMath(std::vector<ConformanceCase>& cases, Random& random) {
   constexpr size_t kCount = 1024;
   std::vector<float> in(kCount), out(kCount * 8);
@@ -590,6 +633,7 @@ std::vector<ConformanceCase> ConformanceCases() {
   AddSmallCopies(cases, random);
   AddTensorCopies(cases, random);
   AddBarriers(cases);
+  AddMemory(cases, random);
   AddMath(cases, random);
   AddWarpgroups(cases, random);
   return cases;
