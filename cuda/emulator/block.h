@@ -45,6 +45,9 @@ struct BlockPool {
 class Block {
  public:
   Block(Launch& launch, BlockPool& pool, int64_t index);
+  // That of the running thread.
+  static Block& Current();
+
   // Runs all threads to their end. False when the launch was stopped.
   bool Run();
 
