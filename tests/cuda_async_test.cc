@@ -65,9 +65,10 @@ absl::Status RunOnce(const Params& params, int64_t threads, int64_t shared_bytes
 // What all modes say of a kernel that should fill `out` with `expected`: reports, and "wrong
 // result" where there was none but the result is wrong. Empty for a correct kernel.
 template <auto kKernel>
-std::string Verdicts(Params params, const std::vector<float>& expected, int64_t threads,
+std::string Verdicts(const Params& given, const std::vector<float>& expected, int64_t threads,
                      int64_t shared_bytes) {
   std::string verdicts;
+  Params params = given;
   std::vector<float> out(expected.size());
   if (params.out == nullptr) params.out = out.data();
   for (const std::string& mode : Modes()) {
@@ -316,19 +317,20 @@ TEST(EmulatorCatches, BulkCopyWithUnfencedMbarrier) {
   EXPECT_THAT(RingVerdicts<RingBug::kNoInitFence>(), HasSubstr("has not been fenced"));
 }
 TEST(EmulatorCatches, MoreArrivalsThanExpected) {
+  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
   EXPECT_THAT(RingVerdicts<RingBug::kTooManyArrivals>(), HasSubstr("arrivals"));
 }
 TEST(EmulatorCatches, MissingEmptyWait) {
+  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
   EXPECT_THAT(RingVerdicts<RingBug::kNoEmptyWait>(),
               AnyOf(HasSubstr("still writing"), HasSubstr("arrivals"), HasSubstr("wrong result")));
 }
-// Under AddressSanitizer the read itself ends the program.
 TEST(EmulatorCatches, MissingFullWait) {
-  if (kAddressSanitized) GTEST_SKIP();
+  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
   EXPECT_THAT(RingVerdicts<RingBug::kNoFullWait>(), HasSubstr("wrong result"));
 }
 TEST(EmulatorCatches, SlotReleasedEarly) {
-  if (kAddressSanitized) GTEST_SKIP();
+  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
   EXPECT_THAT(RingVerdicts<RingBug::kReleasedEarly>(), HasSubstr("wrong result"));
 }
 
