@@ -24,6 +24,11 @@ if(NOT TANDEM_CUDA MATCHES "^(ON|OFF|AUTO)$")
   message(FATAL_ERROR "TANDEM_CUDA is '${TANDEM_CUDA}'; expected ON, OFF or AUTO")
 endif()
 if(NOT TANDEM_CUDA STREQUAL "OFF")
+  # CMake 3.25 as Debian 12 has it sets a property of this target without asking whether the toolkit still
+  # brings it, which it does not from 13.0 on. Nobody links it.
+  if(CMAKE_VERSION VERSION_LESS 3.28 AND NOT TARGET CUDA::nvToolsExt)
+    add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
+  endif()
   find_package(CUDAToolkit QUIET)
   if(CUDAToolkit_FOUND AND TARGET CUDA::cudart_static AND CUDAToolkit_NVCC_EXECUTABLE)
     set(tandem_have_cuda ON)
