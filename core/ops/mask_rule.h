@@ -29,6 +29,27 @@ enum class Causal : uint8_t { kNone, kBottomRight, kTopLeft };
 // Validate allows lengths up to this, so that no position computed from a rule leaves 64 bits.
 inline constexpr int64_t kMaxSequenceLength = int64_t{1} << 48;
 
+namespace internal {
+
+// a % b for a >= 0, b > 0. On a GPU a 64-bit remainder is a subroutine, around which a kernel would
+// have to keep all its registers.
+TANDEM_HOST_DEVICE inline int64_t Remainder(int64_t a, int64_t b) {
+#if defined(__CUDA_ARCH__)
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) % static_cast<uint32_t>(b);
+  int64_t rest = 0;
+#pragma unroll 1
+  for (int bit = 62; bit >= 0; --bit) {
+    rest = rest << 1 | (a >> bit & 1);
+    if (rest >= b) rest -= b;
+  }
+  return rest;
+#else
+  return a % b;
+#endif
+}
+
+}  // namespace internal
+
 struct KeyRange {
   int64_t begin;
   int64_t end;
@@ -67,7 +88,7 @@ struct MaskRule {
     }
     if (chunk > 0) {
       // A position below 0 lies in no chunk that has keys.
-      const int64_t first = position >= 0 ? position - position % chunk : 0;
+      const int64_t first = position >= 0 ? position - internal::Remainder(position, chunk) : 0;
       if (first > begin) begin = first;
       if (position < 0) end = 0;
       if (chunk < end - first) end = first + chunk;

@@ -14,6 +14,7 @@
 #include "cuda/device/target.h"
 #include "cuda/device/warp.h"
 #include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_sequence.h"
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 namespace {
@@ -32,9 +33,6 @@ struct Row {
 
   __device__ int64_t Offset(const DeviceTensor& t) const {
     return q_batch * t.strides[0] + head * t.strides[1] + row * t.strides[2];
-  }
-  __device__ int64_t BroadcastOffset(const DeviceTensor& t, int64_t j) const {
-    return batch * t.strides[0] + head * t.strides[1] + row * t.strides[2] + j * t.strides[3];
   }
 };
 
@@ -73,19 +71,6 @@ __device__ Row RowOf(const AttentionParams& p, int64_t i) {
   return r;
 }
 
-// Offset of a key of the cache in k, v or a scale; -1 where the page table leads outside the pool.
-__device__ int64_t CacheOffset(const AttentionParams& p, const DeviceTensor& t, const Row& r,
-                               int64_t j) {
-  int64_t plane = r.batch, index = j;
-  if (p.paged) {
-    const Divisor::Result page = p.page_size.Divide(j);
-    plane = p.page_table.At(r.batch, page.quotient);
-    index = page.remainder;
-    if (plane < 0 || plane >= t.dims[0]) return -1;
-  }
-  return plane * t.strides[0] + r.kv_head * t.strides[1] + index * t.strides[2];
-}
-
 // A row of keys or values: elements factor * data[offset + d * stride].
 struct Vector {
   const void* data = nullptr;
@@ -112,27 +97,19 @@ __device__ Vector VectorOf(const AttentionParams& p, const DeviceTensor& cache,
   }
   v.data = cache.data;
   v.dtype = cache.dtype;
-  v.offset = CacheOffset(p, cache, r, j);
+  v.offset = CacheOffset(p, cache, r.batch, r.kv_head, j);
   v.stride = cache.strides[3];
-  if (scales.present()) v.factor = scales.As<const float>()[CacheOffset(p, scales, r, j)];
+  if (scales.present())
+    v.factor = scales.As<const float>()[CacheOffset(p, scales, r.batch, r.kv_head, j)];
   return v;
 }
 
 // Is key j visible beyond what the rule says? Adds its bias to *bias.
 __device__ bool Visible(const AttentionParams& p, const Row& r, int64_t j, float* bias) {
-  if (p.mask.present()) {
-    if (p.mask.dtype == DType::kBool) {
-      if (p.mask.As<const uint8_t>()[r.BroadcastOffset(p.mask, j)] == 0) return false;
-    } else if ((p.mask.As<const uint32_t>()[r.BroadcastOffset(p.mask, j / 32)] >> (j % 32) & 1u) ==
-               0) {
-      return false;
-    }
-  }
-  if (p.bias.present()) {
-    *bias = LoadElement(p.bias, r.BroadcastOffset(p.bias, j));
-    if (*bias == kNegInf) return false;
-  }
-  return j >= r.cache_len || CacheOffset(p, p.k, r, j) >= 0;
+  if (!MaskShows(p, r.batch, r.head, r.row, j)) return false;
+  *bias = BiasOf(p, r.batch, r.head, r.row, j);
+  if (*bias == kNegInf) return false;
+  return j >= r.cache_len || CacheOffset(p, p.k, r.batch, r.kv_head, j) >= 0;
 }
 
 __device__ float Score(const AttentionParams& p, const Row& r, int64_t j, const float* q,
@@ -141,13 +118,7 @@ __device__ float Score(const AttentionParams& p, const Row& r, int64_t j, const 
   float dot = 0.0f;
 #pragma unroll 1
   for (int64_t d = 0; d < p.q.dims[3]; ++d) dot = MultiplyAdd(q[d], key[d], dot);
-  float score = p.scale * dot;
-  if (p.softcap > 0.0f) score = p.softcap * Tanh(score * p.inverse_softcap);
-  if (p.alibi_slopes.present()) {
-    const int64_t difference = r.rule.Position(r.query) - j;
-    score -= p.alibi_slopes.As<const float>()[r.head * p.alibi_slopes.strides[0]] *
-             static_cast<float>(difference < 0 ? -difference : difference);
-  }
+  const float score = ScoreOf(p, dot, SlopeOf(p, r.head), r.rule.Position(r.query), j);
   return score + bias;
 }
 
@@ -159,8 +130,6 @@ __global__ void __launch_bounds__(kAttentionThreads) AttentionKernel(const Atten
   const int64_t rows = p.q.dims[0] * p.q.dims[1] * p.q.dims[2];
   for (int64_t i = blockIdx.x; i < rows; i += gridDim.x) {
     const Row r = RowOf(p, i);
-    // First of all: its 64-bit remainder is a subroutine, around which all that is live must be
-    // kept.
     const bool real = r.query < r.rule.q_len;  // else padding of a ragged batch
     const KeyRange range = real ? r.rule.Range(r.query) : KeyRange{0, 0};
     for (int64_t d = thread; d < p.q.dims[3]; d += kAttentionThreads) {

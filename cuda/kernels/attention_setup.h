@@ -1,0 +1,19 @@
+// From the arguments of an attention call to the parameters of its kernels.
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "core/kernel.h"
+#include "core/ops/attention.h"
+#include "core/workspace.h"
+#include "cuda/kernels/attention_params.h"
+
+namespace tandem::cuda {
+
+// What MakeAttentionParams takes from the workspace: copies of the lists that are in host memory.
+void CountAttentionLists(Workspace& workspace, const AttentionArgs& args);
+
+// Queues the upload of lists that are in host memory. Errors are those of the stream.
+absl::StatusOr<AttentionParams> MakeAttentionParams(const KernelContext& context,
+                                                    const AttentionArgs& args);
+
+}  // namespace tandem::cuda
