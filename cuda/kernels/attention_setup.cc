@@ -1,5 +1,7 @@
 #include "cuda/kernels/attention_setup.h"
 
+#include <cmath>
+
 #include "core/status.h"
 #include "cuda/kernels/device_list.h"
 #include "cuda/kernels/to_device_tensor.h"
@@ -11,6 +13,13 @@ void CountAttentionLists(Workspace& workspace, const AttentionArgs& args) {
        {&args.q_lens, &args.q_offsets, &args.kv_lens, &args.kv_starts, &args.page_table}) {
     CountList(workspace, *list);
   }
+}
+
+bool HasPlainScores(const AttentionArgs& args) {
+  const float scale = args.Scale();
+  return scale > 0.0f &&
+         std::isfinite(scale * 1.5f) &&  // times log2(e), too args.softcap == 0.0f &&
+         !args.alibi_slopes.present() && !args.bias.present() && !args.mask.present();
 }
 
 absl::StatusOr<AttentionParams> MakeAttentionParams(const KernelContext& context,

@@ -12,6 +12,9 @@ namespace tandem::cuda {
 // What MakeAttentionParams takes from the workspace: copies of the lists that are in host memory.
 void CountAttentionLists(Workspace& workspace, const AttentionArgs& args);
 
+// Are the scores no more than q k times a positive scale? See attention_scores.h.
+bool HasPlainScores(const AttentionArgs& args);
+
 // Queues the upload of lists that are in host memory. Errors are those of the stream.
 absl::StatusOr<AttentionParams> MakeAttentionParams(const KernelContext& context,
                                                     const AttentionArgs& args);
