@@ -17,9 +17,9 @@ void CountAttentionLists(Workspace& workspace, const AttentionArgs& args) {
 
 bool HasPlainScores(const AttentionArgs& args) {
   const float scale = args.Scale();
-  return scale > 0.0f &&
-         std::isfinite(scale * 1.5f) &&  // times log2(e), too args.softcap == 0.0f &&
-         !args.alibi_slopes.present() && !args.bias.present() && !args.mask.present();
+  const bool positive = scale > 0.0f && std::isfinite(scale * 1.5f);  // times log2(e), too
+  return positive && args.softcap == 0.0f && !args.alibi_slopes.present() && !args.bias.present() &&
+         !args.mask.present();
 }
 
 absl::StatusOr<AttentionParams> MakeAttentionParams(const KernelContext& context,
