@@ -458,30 +458,16 @@ absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   return absl::OkStatus();
 }
 
-// Where everything that is read is bf16: weights may then be kept in bf16 too.
-bool AppliesPairs(const AttentionArgs& args) {
-  return args.q.dtype == DType::kBF16 && args.k.dtype == DType::kBF16 &&
-         (!args.k_new.present() || args.k_new.dtype == DType::kBF16);
-}
-
 absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
-  if (!CpuStream::Of(context).features().avx512_bf16) {
-    return Unimplemented("needs a processor with bf16 dot products (AVX512_BF16)");
-  }
-  for (const auto& [name, view] :
-       {std::pair("q", &args.q), std::pair("k", &args.k), std::pair("k_new", &args.k_new)}) {
-    if (!view->present() || view->dtype == DType::kBF16) continue;
-    return Unimplemented(name, ": needs bf16, got ", std::string(Name(view->dtype)));
-  }
-  return absl::OkStatus();
+  return CheckBf16Pairs(context, args);
 }
 
 }  // namespace
 
 Kernel<AttentionArgs> AttentionDecodeBf16Dot() {
   return {"decode_bf16dot",        DeviceKind::kCpu, SupportsPairs, N_AVX3::DecodeWorkspaceBytes,
-          N_AVX3::RunDecode<true>, AppliesPairs};
+          N_AVX3::RunDecode<true>, AppliesBf16Pairs};
 }
 
 Kernel<AttentionArgs> AttentionDecode(Isa isa) {

@@ -15,6 +15,12 @@ namespace tandem::cpu {
 // need.
 absl::Status CheckContiguousRows(const AttentionArgs& args);
 
+// Kernels that multiply pairs of bf16 by dot products, and may keep weights in bf16 too: q and all
+// keys must be bf16, and the processor must have the instruction. The quick answer without words
+// looks at the types only.
+bool AppliesBf16Pairs(const AttentionArgs& args);
+absl::Status CheckBf16Pairs(const KernelContext& context, const AttentionArgs& args);
+
 // Plain loops, any layout (attention_reference.cc).
 Kernel<AttentionArgs> AttentionReference();
 

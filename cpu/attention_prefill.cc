@@ -276,22 +276,9 @@ absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   return CheckContiguousRows(args);
 }
 
-bool AppliesPairs(const AttentionArgs& args) {
-  return args.q.dtype == DType::kBF16 && args.k.dtype == DType::kBF16 &&
-         (!args.k_new.present() || args.k_new.dtype == DType::kBF16);
-}
-
 absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
-  if (!CpuStream::Of(context).features().avx512_bf16) {
-    return Unimplemented("needs a processor with bf16 dot products (AVX512_BF16)");
-  }
-  for (const auto& [name, view] :
-       {std::pair("q", &args.q), std::pair("k", &args.k), std::pair("k_new", &args.k_new)}) {
-    if (!view->present() || view->dtype == DType::kBF16) continue;
-    return Unimplemented(name, ": needs bf16, got ", std::string(Name(view->dtype)));
-  }
-  return absl::OkStatus();
+  return CheckBf16Pairs(context, args);
 }
 
 }  // namespace
@@ -316,7 +303,7 @@ Kernel<AttentionArgs> AttentionPrefillBf16Dot() {
           SupportsPairs,
           N_AVX3::PrefillWorkspaceBytes<true>,
           N_AVX3::RunPrefill<true>,
-          AppliesPairs};
+          AppliesBf16Pairs};
 }
 
 }  // namespace tandem::cpu

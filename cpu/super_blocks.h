@@ -1,116 +1,22 @@
 // GGUF's formats of 256 elements (q4_k, q5_k, q6_k, tq2_0), one block at a time: the reference
-// quantisers. Layouts: core/dtype.h; inverses: core/block_elements.h.
+// quantisers. Layouts: core/dtype.h; inverses: core/block_elements.h; the search for the scales of
+// a sub-block: core/sub_block_fit.h.
 //
 // The quantisers are those of ggml (quantize_row_*_ref), restated: f32 throughout, sums in order of
 // the elements, no fused multiply-adds. So restated, their bytes are ggml's.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 
 #include "core/block_elements.h"
 #include "core/dtype.h"
+#include "core/sub_block_fit.h"
 
 namespace tandem::cpu {
 
-// The integer nearest to x, ties to even, for |x| < 2^22; something harmless elsewhere.
-inline int NearestInteger(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x + 12582912.0f);  // 1.5 * 2^23
-  return static_cast<int>(bits & 0x7FFFFFu) - 0x400000;
-}
-
 // ---- q4_k and q5_k: 8 sub-blocks of 32, x = scale * q - min
-
-// What distinguishes the two: the largest q, and the roundings that are tried: those of
-// (kMaxQuant + kFirstTrial + 0.1 i) / (max - low) for i = 0 .. kTrials, with low the best minimum
-// so far.
-template <typename Block>
-struct ScaleMinTraits;
-template <>
-struct ScaleMinTraits<BlockQ4_K> {
-  static constexpr int kMaxQuant = 15;
-  static constexpr float kFirstTrial = -1.0f;
-  static constexpr int kTrials = 20;
-};
-template <>
-struct ScaleMinTraits<BlockQ5_K> {
-  static constexpr int kMaxQuant = 31;
-  static constexpr float kFirstTrial = -0.5f;
-  static constexpr int kTrials = 15;
-};
-
-inline constexpr int kSubBlocks = 8;
-inline constexpr int kSubBlock = 32;
-
-// A sub-block's fit before its scale and minimum are quantised: x ~ scale * q - min, where q is
-// NearestInteger(inverse * (x - low)), clamped.
-struct ScaleMinFit {
-  float scale, min;
-  float inverse, low;
-};
-
-template <typename Block>
-ScaleMinFit FitScaleMin(const float* x) {
-  using Traits = ScaleMinTraits<Block>;
-  constexpr int kMax = Traits::kMaxQuant;
-  float squares = 0.0f;
-  for (int i = 0; i < kSubBlock; ++i) squares += x[i] * x[i];
-  const float rms = std::sqrt(squares / kSubBlock);
-  float weight[kSubBlock];
-  float low = x[0], high = x[0], sum_w = 0.0f, sum_x = 0.0f;
-  for (int i = 0; i < kSubBlock; ++i) {
-    weight[i] = rms + std::fabs(x[i]);
-    if (x[i] < low) low = x[i];
-    if (x[i] > high) high = x[i];
-    sum_w += weight[i];
-    sum_x += weight[i] * x[i];
-  }
-  if (low > 0.0f) low = 0.0f;
-  if (high == low) return {0.0f, -low, 0.0f, low};
-  const auto quant = [&](float inverse, int i) {
-    return static_cast<float>(std::clamp(NearestInteger(inverse * (x[i] - low)), 0, kMax));
-  };
-  const auto error = [&](float scale, float min, float inverse) {
-    float sum = 0.0f;
-    for (int i = 0; i < kSubBlock; ++i) {
-      const float difference = scale * quant(inverse, i) + min - x[i];
-      sum += weight[i] * (difference * difference);
-    }
-    return sum;
-  };
-  ScaleMinFit best{0.0f, -low, kMax / (high - low), low};
-  best.scale = 1.0f / best.inverse;
-  float best_error = error(best.scale, low, best.inverse);
-  for (int trial = 0; trial <= Traits::kTrials; ++trial) {
-    const float inverse =
-        (Traits::kFirstTrial + 0.1f * static_cast<float>(trial) + kMax) / (high - low);
-    float sum_q = 0.0f, sum_qq = 0.0f, sum_xq = 0.0f;
-    for (int i = 0; i < kSubBlock; ++i) {
-      const float q = quant(inverse, i);
-      const float wq = weight[i] * q;
-      sum_q += wq;
-      sum_qq += wq * q;
-      sum_xq += wq * x[i];
-    }
-    const float determinant = sum_w * sum_qq - sum_q * sum_q;
-    if (!(determinant > 0.0f)) continue;
-    float scale = (sum_w * sum_xq - sum_x * sum_q) / determinant;
-    float min = (sum_qq * sum_x - sum_q * sum_xq) / determinant;
-    if (min > 0.0f) {
-      min = 0.0f;
-      scale = sum_xq / sum_qq;
-    }
-    const float trial_error = error(scale, min, inverse);
-    if (trial_error < best_error) {
-      best = {scale, -min, inverse, low};
-      best_error = trial_error;
-      low = min;
-    }
-  }
-  return best;
-}
 
 inline void PackQuants(const uint8_t* q, BlockQ4_K& block) {
   for (int i = 0; i < BlockQ4_K::kLength / 2; ++i) {
@@ -185,56 +91,6 @@ inline void QuantizeBlock(const float* x, BlockQ4_K& block) { QuantizeScaleMinBl
 inline void QuantizeBlock(const float* x, BlockQ5_K& block) { QuantizeScaleMinBlock(x, block); }
 
 // ---- q6_k: 16 sub-blocks of 16, x = scale * (q - 32)
-
-inline constexpr int kQ6SubBlocks = 16;
-inline constexpr int kQ6SubBlock = 16;
-// ggml's: below it, what is to be quantised counts as zero.
-inline constexpr float kZeroBelow = 1e-15f;
-
-// A sub-block's fit: x ~ scale * q, where q = NearestInteger(inverse * x), clamped to -32 .. 31.
-struct ScaleFit {
-  float scale, inverse;
-};
-
-// The roundings that are tried: those of -(32 + 0.1 i) / extreme for i = 0 and -9 .. 9, in this
-// order.
-inline ScaleFit FitScale(const float* x) {
-  float largest = 0.0f, extreme = 0.0f;
-  for (int i = 0; i < kQ6SubBlock; ++i) {
-    if (std::fabs(x[i]) > largest) {
-      largest = std::fabs(x[i]);
-      extreme = x[i];
-    }
-  }
-  if (largest < kZeroBelow) return {0.0f, 0.0f};
-  struct Sums {
-    float xq = 0.0f, qq = 0.0f;
-  };
-  const auto sums = [&](float inverse) {
-    Sums sum;
-    for (int i = 0; i < kQ6SubBlock; ++i) {
-      const auto q = static_cast<float>(std::clamp(NearestInteger(inverse * x[i]), -32, 31));
-      const float weight = x[i] * x[i];
-      sum.xq += weight * x[i] * q;
-      sum.qq += weight * q * q;
-    }
-    return sum;
-  };
-  ScaleFit fit{0.0f, -32.0f / extreme};
-  Sums sum = sums(fit.inverse);
-  if (sum.qq != 0.0f) fit.scale = sum.xq / sum.qq;
-  float best = fit.scale * sum.xq;
-  for (int trial = -9; trial <= 9; ++trial) {
-    if (trial == 0) continue;
-    const float inverse = -(32.0f + 0.1f * static_cast<float>(trial)) / extreme;
-    sum = sums(inverse);
-    if (sum.qq > 0.0f && sum.xq * sum.xq > best * sum.qq) {
-      fit = {sum.xq / sum.qq, inverse};
-      best = fit.scale * sum.xq;
-    }
-  }
-  return fit;
-}
 
 inline void PackQuants(const uint8_t* q, BlockQ6_K& block) {
   for (int h = 0; h < 2; ++h) {

@@ -10,6 +10,7 @@
 // Bound by arithmetic: some 20 roundings of every element are tried.
 #include <bit>
 
+#include "core/sub_block_fit.h"
 #include "cuda/device/math.h"
 #include "cuda/device/shared.h"
 #include "cuda/device/target.h"
@@ -19,106 +20,15 @@
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 namespace {
 
-// The integer nearest to x, ties to even, for |x| < 2^22; elsewhere what the bits of the sum give
-// on the CPU, whose NaN (unlike a GPU's) ends in zeros.
-__device__ int NearestInteger(float x) {
-  const float sum = x + 12582912.0f;  // 1.5 * 2^23
-  return IsNaN(sum) ? 0 : static_cast<int>(std::bit_cast<uint32_t>(sum) & 0x7FFFFFu) - 0x400000;
-}
-__device__ int Clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
-
-// Where a format's sub-blocks differ.
+// Elements of a sub-block.
 template <typename Block>
-struct Format;
+inline constexpr int kSubBlockOf = kSubBlock;
 template <>
-struct Format<BlockQ4_K> {
-  static constexpr int kSubBlock = 32, kMaxQuant = 15, kTrials = 20;
-  static constexpr float kFirstTrial = -1.0f;
-};
-template <>
-struct Format<BlockQ5_K> {
-  static constexpr int kSubBlock = 32, kMaxQuant = 31, kTrials = 15;
-  static constexpr float kFirstTrial = -0.5f;
-};
-template <>
-struct Format<BlockQ6_K> {
-  static constexpr int kSubBlock = 16;
-};
+inline constexpr int kSubBlockOf<BlockQ6_K> = kQ6SubBlock;
 template <typename Block>
-inline constexpr int kLanes = Block::kLength / Format<Block>::kSubBlock;  // per block
+inline constexpr int kLanes = Block::kLength / kSubBlockOf<Block>;  // per block
 
 // ---- q4_k, q5_k: x ~ scale * q - min
-
-struct ScaleMinFit {
-  float scale, min;
-  float inverse, low;  // q = NearestInteger(inverse * (x - low)), clamped
-};
-
-template <typename Block>
-__device__ ScaleMinFit FitScaleMin(const float* x) {
-  using F = Format<Block>;
-  constexpr int kMax = F::kMaxQuant, kCount = F::kSubBlock;
-  float squares = 0.0f;
-#pragma unroll 1
-  for (int i = 0; i < kCount; ++i) squares += x[i] * x[i];
-  const float rms = Sqrt(squares / static_cast<float>(kCount));
-  const auto weight = [&](int i) { return rms + Abs(x[i]); };
-  float low = x[0], high = x[0], sum_w = 0.0f, sum_x = 0.0f;
-#pragma unroll 1
-  for (int i = 0; i < kCount; ++i) {
-    if (x[i] < low) low = x[i];
-    if (x[i] > high) high = x[i];
-    sum_w += weight(i);
-    sum_x += weight(i) * x[i];
-  }
-  if (low > 0.0f) low = 0.0f;
-  if (high == low) return {0.0f, -low, 0.0f, low};
-  const auto quant = [&](float inverse, int i) {
-    return static_cast<float>(Clamp(NearestInteger(inverse * (x[i] - low)), 0, kMax));
-  };
-  const auto error = [&](float scale, float min, float inverse) {
-    float sum = 0.0f;
-#pragma unroll 1
-    for (int i = 0; i < kCount; ++i) {
-      const float difference = scale * quant(inverse, i) + min - x[i];
-      sum += weight(i) * (difference * difference);
-    }
-    return sum;
-  };
-  ScaleMinFit best = {0.0f, -low, static_cast<float>(kMax) / (high - low), low};
-  best.scale = 1.0f / best.inverse;
-  float best_error = error(best.scale, low, best.inverse);
-#pragma unroll 1
-  for (int trial = 0; trial <= F::kTrials; ++trial) {
-    const float inverse =
-        (F::kFirstTrial + 0.1f * static_cast<float>(trial) + static_cast<float>(kMax)) /
-        (high - low);
-    float sum_q = 0.0f, sum_qq = 0.0f, sum_xq = 0.0f;
-#pragma unroll 1
-    for (int i = 0; i < kCount; ++i) {
-      const float q = quant(inverse, i);
-      const float wq = weight(i) * q;
-      sum_q += wq;
-      sum_qq += wq * q;
-      sum_xq += wq * x[i];
-    }
-    const float determinant = sum_w * sum_qq - sum_q * sum_q;
-    if (!(determinant > 0.0f)) continue;
-    float scale = (sum_w * sum_xq - sum_x * sum_q) / determinant;
-    float min = (sum_qq * sum_x - sum_q * sum_xq) / determinant;
-    if (min > 0.0f) {
-      min = 0.0f;
-      scale = sum_xq / sum_qq;
-    }
-    const float trial_error = error(scale, min, inverse);
-    if (trial_error < best_error) {
-      best = {scale, -min, inverse, low};
-      best_error = trial_error;
-      low = min;
-    }
-  }
-  return best;
-}
 
 // Largest of eight lanes and of 0; NaN does not count.
 __device__ float LargestOfEight(float x) {
@@ -161,7 +71,7 @@ __device__ void PackQuants(const uint8_t* q, int s, BlockQ5_K& block) {
 // such a block; the lanes of a warp call it together.
 template <typename Block>
 __device__ void QuantizeSubBlock(const float* x, int s, bool real, uint8_t* q, Block& block) {
-  constexpr int kCount = Format<Block>::kSubBlock;
+  constexpr int kCount = kSubBlock;
   const ScaleMinFit fit = FitScaleMin<Block>(x);
   const float max_scale = LargestOfEight(fit.scale), max_min = LargestOfEight(fit.min);
   const float inverse_scale = max_scale > 0.0f ? 63.0f / max_scale : 0.0f;
@@ -185,60 +95,14 @@ __device__ void QuantizeSubBlock(const float* x, int s, bool real, uint8_t* q, B
   for (int i = 0; i < kCount; ++i) {
     // A scale of zero leaves the quants of the fit, which then mean nothing.
     const float level = scale != 0.0f ? (x[i] + min) / scale : fit.inverse * (x[i] - fit.low);
-    q[s * kCount + i] =
-        static_cast<uint8_t>(Clamp(NearestInteger(level), 0, Format<Block>::kMaxQuant));
+    q[s * kCount + i] = static_cast<uint8_t>(
+        ClampInteger(NearestInteger(level), 0, ScaleMinTraits<Block>::kMaxQuant));
   }
   SyncWarp();
   if (real) PackQuants(q, s, block);
 }
 
 // ---- q6_k: x ~ scale * (q - 32)
-
-// Below it, what is to be quantised counts as zero.
-constexpr float kZeroBelow = 1e-15f;
-
-struct ScaleFit {
-  float scale, inverse;  // q = NearestInteger(inverse * x), clamped to -32 .. 31
-};
-
-__device__ ScaleFit FitScale(const float* x) {
-  constexpr int kCount = Format<BlockQ6_K>::kSubBlock;
-  float extreme = 0.0f;
-#pragma unroll 1
-  for (int i = 0; i < kCount; ++i) {
-    if (Abs(x[i]) > Abs(extreme)) extreme = x[i];
-  }
-  if (Abs(extreme) < kZeroBelow) return {0.0f, 0.0f};
-  struct Sums {
-    float xq, qq;
-  };
-  const auto sums = [&](float inverse) {
-    Sums sum = {0.0f, 0.0f};
-#pragma unroll 1
-    for (int i = 0; i < kCount; ++i) {
-      const float q = static_cast<float>(Clamp(NearestInteger(inverse * x[i]), -32, 31));
-      const float weight = x[i] * x[i];
-      sum.xq += weight * x[i] * q;
-      sum.qq += weight * q * q;
-    }
-    return sum;
-  };
-  ScaleFit fit = {0.0f, -32.0f / extreme};
-  Sums sum = sums(fit.inverse);
-  if (sum.qq != 0.0f) fit.scale = sum.xq / sum.qq;
-  float best = fit.scale * sum.xq;
-#pragma unroll 1
-  for (int trial = -9; trial <= 9; ++trial) {
-    if (trial == 0) continue;
-    const float inverse = -(32.0f + 0.1f * static_cast<float>(trial)) / extreme;
-    sum = sums(inverse);
-    if (sum.qq > 0.0f && sum.xq * sum.xq > best * sum.qq) {
-      fit = {sum.xq / sum.qq, inverse};
-      best = fit.scale * sum.xq;
-    }
-  }
-  return fit;
-}
 
 // The value of largest magnitude among 16 lanes, the first of equals; NaN does not count.
 __device__ float ExtremeOfSixteen(float x) {
@@ -255,7 +119,7 @@ __device__ float ExtremeOfSixteen(float x) {
 }
 
 __device__ void QuantizeSubBlock(const float* x, int s, bool real, uint8_t* q, BlockQ6_K& block) {
-  constexpr int kCount = Format<BlockQ6_K>::kSubBlock;
+  constexpr int kCount = kQ6SubBlock;
   const ScaleFit fit = FitScale(x);
   const float extreme = ExtremeOfSixteen(fit.scale);
   const bool zero = Abs(extreme) < kZeroBelow;  // all bytes are
@@ -272,7 +136,7 @@ __device__ void QuantizeSubBlock(const float* x, int s, bool real, uint8_t* q, B
     const float level = scale != 0.0f ? x[i] / scale : fit.inverse * x[i];
     const bool nothing = zero || (fit.inverse == 0.0f && scale == 0.0f);
     q[s * kCount + i] =
-        static_cast<uint8_t>(nothing ? 0 : Clamp(NearestInteger(level), -32, 31) + 32);
+        static_cast<uint8_t>(nothing ? 0 : ClampInteger(NearestInteger(level), -32, 31) + 32);
   }
   SyncWarp();
   if (!real) return;
@@ -289,7 +153,7 @@ __device__ void QuantizeSubBlock(const float* x, int s, bool real, uint8_t* q, B
 
 template <typename Block>
 __global__ void __launch_bounds__(kQuantizeKThreads) QuantizeKKernel(const CastParams p) {
-  constexpr int kSubBlock = Format<Block>::kSubBlock, kBlocks = kWarpSize / kLanes<Block>;
+  constexpr int kElements = kSubBlockOf<Block>, kBlocks = kWarpSize / kLanes<Block>;
   constexpr int kWarps = kQuantizeKThreads / kWarpSize;
   SharedCarver carver;
   const QuantizeKShared shared = CarveQuantizeK(carver);
@@ -308,7 +172,7 @@ __global__ void __launch_bounds__(kQuantizeKThreads) QuantizeKKernel(const CastP
 #pragma unroll 1
       for (int i = LaneId(); i < Block::kLength; i += kWarpSize) {
         const int64_t n = at.remainder * Block::kLength + i;
-        x[(b * kLanes<Block> + i / kSubBlock) * (kSubBlock + 1) + i % kSubBlock] =
+        x[(b * kLanes<Block> + i / kElements) * (kElements + 1) + i % kElements] =
             there ? p.x.As<const float>()[row + n * p.x.strides[1]] : 0.0f;
       }
     }
@@ -317,7 +181,7 @@ __global__ void __launch_bounds__(kQuantizeKThreads) QuantizeKKernel(const CastP
     const Divisor::Result at = per_row.Divide(real ? first + own : first);
     Block& block =
         p.out.As<Block>()[at.quotient * p.out.strides[0] / Block::kLength + at.remainder];
-    QuantizeSubBlock(x + LaneId() * (kSubBlock + 1), s, real, q + own * Block::kLength, block);
+    QuantizeSubBlock(x + LaneId() * (kElements + 1), s, real, q + own * Block::kLength, block);
     SyncWarp();
   }
 }
