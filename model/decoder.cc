@@ -1,9 +1,12 @@
 #include "model/decoder.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <span>
 
 #include "core/status.h"
+#include "core/workspace.h"
 #include "dispatch/copy.h"
 #include "dispatch/ops.h"
 
@@ -17,6 +20,25 @@ TensorView Heads(const TensorView& view, int64_t heads) {
   result.shape = {1, heads, view.dim(0), view.dim(1) / heads};
   result.strides = {heads * split.strides[1], split.strides[1], split.strides[0], split.strides[2]};
   return result;
+}
+
+// An activation of `columns` f32 per token, to be laid out in a buffer with others.
+struct Column {
+  Tensor& tensor;
+  int64_t columns;
+};
+
+// Makes `parts` tensors of `buffer`, one after the other, aligned as allocations are; without a
+// buffer it only counts. Returns the bytes they take.
+int64_t LayOut(std::span<const Column> parts, int64_t rows, Device device,
+               const std::shared_ptr<Buffer>& buffer) {
+  Workspace place = buffer ? Workspace(buffer->data(), buffer->bytes()) : Workspace::Counting();
+  for (const Column& part : parts) {
+    void* data = place.Take<float>(rows * part.columns);
+    if (!buffer) continue;
+    part.tensor = Tensor(MakeView(data, DType::kF32, {rows, part.columns}, device), buffer);
+  }
+  return place.bytes_used();
 }
 
 TensorView Rows(const Tensor& tensor, int64_t begin, int64_t count) {
@@ -168,18 +190,24 @@ absl::Status Session::Allocate(DType kv_dtype) {
       {positions_, DType::kI32, {ubatch_}},
       {x_, DType::kF32, {ubatch_, c.hidden}},
       {h_, DType::kF32, {ubatch_, c.hidden}},
-      {q_, DType::kF32, {ubatch_, c.q_dim()}},
-      {k_, DType::kF32, {ubatch_, c.k_dim()}},
-      {v_, DType::kF32, {ubatch_, c.v_dim()}},
-      {attention_, DType::kF32, {ubatch_, c.attention_dim()}},
-      {gate_, DType::kF32, {ubatch_, c.ffn}},
-      {up_, DType::kF32, {ubatch_, c.ffn}},
       {logits_, DType::kF32, {1, c.vocabulary}},
   };
   for (const auto& buffer : buffers) {
     TANDEM_ASSIGN_OR_RETURN(buffer.tensor, Tensor::Allocate(allocator, buffer.dtype, buffer.shape));
     bytes_ += buffer.tensor.buffer()->bytes();
   }
+  // A layer's feed-forward network begins when its attention is done: their activations share
+  // memory.
+  const std::array<Column, 4> attention = {
+      {{q_, c.q_dim()}, {k_, c.k_dim()}, {v_, c.v_dim()}, {attention_, c.attention_dim()}}};
+  const std::array<Column, 2> feed_forward = {{{gate_, c.ffn}, {up_, c.ffn}}};
+  TANDEM_ASSIGN_OR_RETURN(
+      const std::shared_ptr<Buffer> shared,
+      allocator.Allocate(std::max(LayOut(attention, ubatch_, allocator.device(), nullptr),
+                                  LayOut(feed_forward, ubatch_, allocator.device(), nullptr))));
+  LayOut(attention, ubatch_, allocator.device(), shared);
+  LayOut(feed_forward, ubatch_, allocator.device(), shared);
+  bytes_ += shared->bytes();
   host_ids_ = ids_;
   host_positions_ = positions_;
   if (model_->device() == DeviceKind::kCpu) return absl::OkStatus();

@@ -159,7 +159,8 @@ class Session {
 
   // Of a GPU: what is sent there with every chunk, and what comes back from ForwardAll.
   Tensor host_ids_, host_positions_, device_logits_;
-  // Activations, [ubatch, ...]; x_ is the residual stream, h_ its normalised form.
+  // Activations, [ubatch, ...]; x_ is the residual stream, h_ its normalised form. gate_ and up_
+  // lie where q_ to attention_ did.
   Tensor ids_, positions_, x_, h_, q_, k_, v_, attention_, gate_, up_, logits_;
 };
 
