@@ -22,6 +22,10 @@ TensorView Heads(const TensorView& view, int64_t heads) {
   return result;
 }
 
+// Rows of the feed-forward network that are computed at once with packed weights: half the memory
+// of 512 rows and as fast, within 3 % (q4_k, q8_0, one core of a Zen 5).
+constexpr int64_t kPackedRows = 256;
+
 // An activation of `columns` f32 per token, to be laid out in a buffer with others.
 struct Column {
   Tensor& tensor;
@@ -200,13 +204,20 @@ absl::Status Session::Allocate(DType kv_dtype) {
   // memory.
   const std::array<Column, 4> attention = {
       {{q_, c.q_dim()}, {k_, c.k_dim()}, {v_, c.v_dim()}, {attention_, c.attention_dim()}}};
+  // Packed weights cost a row no more when only kPackedRows of them come at once.
+  const auto packed = [](const Model::Layer& layer) {
+    return layer.gate.packed != nullptr && layer.up.packed != nullptr &&
+           layer.down.packed != nullptr;
+  };
+  const bool all_packed = std::all_of(model_->layers_.begin(), model_->layers_.end(), packed);
+  ffn_rows_ = all_packed ? std::min(ubatch_, kPackedRows) : ubatch_;
   const std::array<Column, 2> feed_forward = {{{gate_, c.ffn}, {up_, c.ffn}}};
   TANDEM_ASSIGN_OR_RETURN(
       const std::shared_ptr<Buffer> shared,
       allocator.Allocate(std::max(LayOut(attention, ubatch_, allocator.device(), nullptr),
-                                  LayOut(feed_forward, ubatch_, allocator.device(), nullptr))));
+                                  LayOut(feed_forward, ffn_rows_, allocator.device(), nullptr))));
   LayOut(attention, ubatch_, allocator.device(), shared);
-  LayOut(feed_forward, ubatch_, allocator.device(), shared);
+  LayOut(feed_forward, ffn_rows_, allocator.device(), shared);
   bytes_ += shared->bytes();
   host_ids_ = ids_;
   host_positions_ = positions_;
@@ -341,7 +352,11 @@ absl::Status Session::RunChunk(std::span<const int32_t> tokens, int64_t rows,
 absl::Status Session::RunLayer(size_t index, int64_t tokens, int64_t keep) {
   TANDEM_RETURN_IF_ERROR(RunAttention(index, tokens, keep));
   if (keep == 0) return absl::OkStatus();
-  return RunFeedForward(index, Rows(x_, tokens - keep, keep));
+  for (int64_t begin = 0; begin < keep; begin += ffn_rows_) {
+    const int64_t rows = std::min(ffn_rows_, keep - begin);
+    TANDEM_RETURN_IF_ERROR(RunFeedForward(index, Rows(x_, tokens - keep + begin, rows)));
+  }
+  return absl::OkStatus();
 }
 
 // Keys and values of all tokens go to the cache; queries, and what follows from them, are computed

@@ -153,6 +153,7 @@ class Session {
   std::shared_ptr<const Model> model_;
   int64_t capacity_ = 0;
   int64_t ubatch_ = 0;
+  int64_t ffn_rows_ = 0;  // of the feed-forward network that are computed at once
   int64_t position_ = 0;
   int64_t bytes_ = 0;
   std::vector<KvCache> caches_;
