@@ -33,7 +33,9 @@ __global__ void HalfABarrier(const PlantedParams p) {
   if (threadIdx.x < blockDim.x / 2) SyncThreads();
   if (p.data != nullptr && threadIdx.x == 0) *p.data = 1;
 }
-__global__ void StoreFive(const PlantedParams p) { *p.data = 5; }
+__global__ void StoreFive(const PlantedParams p) {
+  if (threadIdx.x == 0) *p.data = 5;
+}
 
 const LaunchConfig kTwoWarps = {.block = {64, 1, 1}};
 
