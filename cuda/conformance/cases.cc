@@ -1,6 +1,7 @@
 // The cases: inputs, what the documentation says of them, and their launches.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -509,6 +510,32 @@ void AddMath(std::vector<ConformanceCase>& cases, Random& random) {
   cases.push_back(std::move(math));
 }
 
+void AddInteger(std::vector<ConformanceCase>& cases, Random& random) {
+  constexpr size_t kCount = 128;
+  std::vector<uint32_t> in(kCount * 3), out(kCount * 3);
+  for (uint32_t& x : in) x = static_cast<uint32_t>(random());
+  for (size_t i = 0; i < kCount; ++i) {
+    const uint32_t x = in[i * 3], y = in[i * 3 + 1], z = in[i * 3 + 2];
+    int64_t sum = z;
+    for (int byte = 0; byte < 4; ++byte) {
+      // As signed: 256 less from 128 on.
+      const int64_t u = x >> (8 * byte) & 255u, v = y >> (8 * byte) & 255u;
+      sum += (u < 128 ? u : u - 256) * (v < 128 ? v : v - 256);
+    }
+    out[i * 3] = static_cast<uint32_t>(sum);
+    const uint32_t shift = z % 32;
+    out[i * 3 + 1] = shift == 0 ? x : x >> shift | y << (32 - shift);
+    out[i * 3 + 2] = std::bit_cast<uint32_t>(ToFloat(F16{static_cast<uint16_t>(x & 0xFBFFu)}));
+  }
+  ConformanceCase test;
+  test.name = "integer";
+  test.capability = 80;
+  test.expected = ToBytes(out);
+  test.run = Simple(Primitive::kInteger, Config(1, kCount, 0), {ToBytes(in), {}, {}},
+                    test.expected.size());
+  cases.push_back(std::move(test));
+}
+
 void AddWarpgroup(std::vector<ConformanceCase>& cases, Random& random, const WarpgroupShape& shape,
                   Swizzle swizzle, bool spread) {
   // What one row of a swizzled tile holds; 32 otherwise.
@@ -604,6 +631,7 @@ std::vector<ConformanceCase> ConformanceCases() {
   AddBarriers(cases);
   AddMemory(cases, random);
   AddMath(cases, random);
+  AddInteger(cases, random);
   AddWarpgroups(cases, random);
   return cases;
 }

@@ -1,7 +1,9 @@
 #include "core/dtype.h"
 #include "cuda/conformance/primitives.h"
 #include "cuda/device/bulk_copy.h"
+#include "cuda/device/convert.h"
 #include "cuda/device/cp_async.h"
+#include "cuda/device/integer.h"
 #include "cuda/device/math.h"
 #include "cuda/device/matrix.h"
 #include "cuda/device/mbarrier.h"
@@ -322,6 +324,14 @@ __global__ void __launch_bounds__(128) MathKernel(const PrimitiveParams p) {
   out[7] = ToFloat(BF16{static_cast<uint16_t>(brain >> 16)});
 }
 
+__global__ void __launch_bounds__(128) IntegerKernel(const PrimitiveParams p) {
+  const auto* in = static_cast<const uint32_t*>(p.a) + Thread() * 3;
+  auto* out = static_cast<uint32_t*>(p.out) + Thread() * 3;
+  out[0] = static_cast<uint32_t>(DotProduct4(in[0], in[1], static_cast<int32_t>(in[2])));
+  out[1] = FunnelShiftRight(in[0], in[1], in[2]);
+  out[2] = std::bit_cast<uint32_t>(UnpackHalf(static_cast<uint16_t>(in[0] & 0xFBFFu)));
+}
+
 template <typename T, int kN, bool kRegisters, bool kTransposeA, bool kTransposeB>
 __global__ void __launch_bounds__(128) WarpgroupKernel(const PrimitiveParams p) {
   SharedCarver shared;
@@ -488,6 +498,8 @@ KernelFunction PrimitiveFunction(Primitive primitive) {
       return MakeKernelFunction<&AtomicsKernel>("atomics");
     case Primitive::kMath:
       return MakeKernelFunction<&MathKernel>("math");
+    case Primitive::kInteger:
+      return MakeKernelFunction<&IntegerKernel>("integer");
     case Primitive::kCount:
       break;
   }

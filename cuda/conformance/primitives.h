@@ -76,6 +76,9 @@ enum class Primitive : int32_t {
   // a: f32 [n = v[0]]; out: f32 [n, 8]: exp, log, tanh, sqrt, sin(pi x), cos(pi x), pairs rounded
   // to f16, bf16.
   kMath,
+  // a: uint32 [128, 3], x y z; out: uint32 [128, 3]: z plus the dot product of the bytes of x and
+  // y, y:x shifted right by z, the f16 in the low half of x without bit 10 as f32.
+  kInteger,
   kCount,
 };
 TANDEM_KERNEL_FUNCTION(PrimitiveFunction, Primitive primitive)

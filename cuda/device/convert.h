@@ -20,6 +20,7 @@ __device__ inline FloatPair UnpackBF16(uint32_t pair) {
 
 #if TANDEM_CUDA_EMULATED
 
+inline float UnpackHalf(uint16_t bits) { return ToFloat(F16{bits}); }
 inline FloatPair UnpackF16(uint32_t pair) {
   return {ToFloat(F16{static_cast<uint16_t>(pair)}),
           ToFloat(F16{static_cast<uint16_t>(pair >> 16)})};
@@ -33,6 +34,12 @@ inline uint32_t PackBF16(float low, float high) {
 
 #else
 
+// One f16, by the instruction.
+__device__ inline float UnpackHalf(uint16_t bits) {
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(bits));
+  return result;
+}
 __device__ inline FloatPair UnpackF16(uint32_t pair) {
   FloatPair result;
   asm("{\n"
