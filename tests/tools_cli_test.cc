@@ -54,7 +54,8 @@ TEST(Cli, BenchDeviceSaysThatTheEmulatedClockIsVirtual) {
   for (const auto& row : json["rows"]) {
     if (row.contains("matmul")) by.insert(row["matmul"]["by"].get<std::string>());
   }
-  EXPECT_THAT(by, ::testing::IsSupersetOf({"library", "cublaslt", "generic", "gemv"}));
+  EXPECT_THAT(by, ::testing::IsSupersetOf({"library", "cublaslt", "generic", "gemv", "gemv_vector",
+                                           "int8_dot", "int8_mma", "expanded"}));
   EXPECT_EQ(RunCli({"bench-device", "--device", "cpu"}).code, kExitUsage);
 }
 

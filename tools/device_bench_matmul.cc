@@ -1,4 +1,5 @@
-// The matrix products of `tandem bench-device`: weights [N, K] by 1, 16, 512 and N rows.
+// The matrix products of `tandem bench-device`: weights [N, K] by 1, 16, 512 and N rows, and by 1
+// to 8, and 64 and 512, of quantised weights that no cache holds.
 #include <algorithm>
 #include <set>
 #include <utility>
@@ -36,7 +37,15 @@ class MatMuls {
       args.out = Slice(out.view(), 0, 0, m);
       library_seconds_ = 0.0;
       if (blas_ != nullptr) TANDEM_RETURN_IF_ERROR(ByLibrary(args));
-      if (m == 1) TANDEM_RETURN_IF_ERROR(ByKernel(args, "gemv", ""));
+      if (m == 1) {
+        for (const int64_t rows : std::set<int64_t>{1, 2, 4, std::min<int64_t>(8, n)}) {
+          MatMulArgs few = args;
+          few.a = Slice(a.view(), 0, 0, rows);
+          few.out = Slice(out.view(), 0, 0, rows);
+          TANDEM_RETURN_IF_ERROR(ByKernel(few, "gemv_vector", ""));
+        }
+        TANDEM_RETURN_IF_ERROR(ByKernel(args, "gemv", ""));
+      }
       if (blas_ != nullptr) TANDEM_RETURN_IF_ERROR(ByKernel(args, "cublaslt", ""));
       TANDEM_RETURN_IF_ERROR(ByKernel(args, "generic", ""));
       if (blas_ == nullptr || dtype != DType::kBF16 || m == 1) continue;
@@ -51,17 +60,48 @@ class MatMuls {
     return absl::OkStatus();
   }
 
+  // Activations and results in f32, as a model has them.
+  absl::Status MeasureQuantized(DType dtype) {
+    int64_t n = 64;
+    while (2 * n * n * 4 <= bench_.bytes() && n < 8192) n *= 2;
+    const int64_t k = std::max<int64_t>(n, 256);
+    TANDEM_ASSIGN_OR_RETURN(const Tensor a, bench_.Normals(DType::kF32, {512, k}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor part, bench_.Normals(DType::kF32, {n, k}));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor b, bench_.Zeros(dtype, {kParts * n, k}));
+    for (int64_t i = 0; i < kParts; ++i) {
+      TANDEM_RETURN_IF_ERROR(
+          CastInto(bench_.context(), {part.view(), Slice(b.view(), 0, i * n, n)}));
+    }
+    TANDEM_ASSIGN_OR_RETURN(const Tensor out, bench_.Zeros(DType::kF32, {512, kParts * n}));
+    library_seconds_ = 0.0;
+    for (const int64_t m : {1, 2, 4, 8, 64, 512}) {
+      MatMulArgs args;
+      args.a = Slice(a.view(), 0, 0, m);
+      args.b = b;
+      args.out = Slice(out.view(), 0, 0, m);
+      if (m <= 2) TANDEM_RETURN_IF_ERROR(ByKernel(args, "int8_dot", ""));
+      TANDEM_RETURN_IF_ERROR(ByKernel(args, "int8_mma", ""));
+      if (m == 512 && blas_ != nullptr) TANDEM_RETURN_IF_ERROR(ByKernel(args, "expanded", ""));
+    }
+    return absl::OkStatus();
+  }
+
  private:
+  // Of quantised weights: so many times the rows, that a few bits of each are more than a cache.
+  static constexpr int64_t kParts = 4;
+
   absl::Status Row(const MatMulArgs& args, const std::string& by, const std::string& extra,
                    const std::function<absl::Status()>& run) {
-    const std::string dtype(Name(args.a.dtype));
+    const std::string dtype(Name(args.b.dtype));
     const auto m = static_cast<double>(args.m()), n = static_cast<double>(args.n()),
                k = static_cast<double>(args.k());
     TANDEM_ASSIGN_OR_RETURN(
         DeviceBenchRow * row,
-        bench_.Measure(absl::StrFormat("matmul %s %d x %d x %d%s, %s", dtype, args.m(), args.n(),
-                                       args.k(), extra, by),
-                       (m * k + n * k + m * n) * BlockBytes(args.a.dtype), 2 * m * n * k, run));
+        bench_.Measure(
+            absl::StrFormat("matmul %s %d x %d x %d%s, %s", dtype, args.m(), args.n(), args.k(),
+                            extra, by),
+            static_cast<double>(ByteExtent(args.a) + ByteExtent(args.b) + ByteExtent(args.out)),
+            2 * m * n * k, run));
     if (by == "library") library_seconds_ = row->seconds;
     row->dtype = dtype;
     row->m = args.m();
@@ -121,6 +161,10 @@ absl::Status MeasureMatMuls(DeviceBench& bench, std::string& library) {
   MatMuls products(bench, blas.ok() ? *blas : nullptr);
   for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
     TANDEM_RETURN_IF_ERROR(products.Measure(dtype));
+  }
+  for (const DType dtype :
+       {DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0}) {
+    TANDEM_RETURN_IF_ERROR(products.MeasureQuantized(dtype));
   }
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 #include "core/status.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/matmul_cublaslt.h"
+#include "cuda/kernels/matmul_setup.h"
 #include "cuda/kernels/shared_bytes.h"
 #include "cuda/kernels/to_device_tensor.h"
 #include "cuda/stream.h"
@@ -30,7 +31,59 @@ DeviceTensor Batched(const TensorView& view) {
   return tensor;
 }
 
-MatMulParams ToParams(const MatMulArgs& args) {
+absl::Status Supports(const KernelContext&, const MatMulArgs& args) {
+  if (!args.b.present()) return Unimplemented("needs b itself, not only packed");
+  return absl::OkStatus();
+}
+
+absl::Status GemvSupports(const KernelContext& context, const MatMulArgs& args) {
+  TANDEM_RETURN_IF_ERROR(Supports(context, args));
+  if (args.m() > kGemvMaxRows) return Unimplemented("at most ", kGemvMaxRows, " rows");
+  return absl::OkStatus();
+}
+
+absl::Status RunTile(const KernelContext& context, const MatMulArgs& args) {
+  CudaStream& stream = CudaStream::Of(context);
+  const MatMulParams params = ToMatMulParams(args);
+  const auto tiles = [](int64_t extent) { return (extent + kMatMulTile - 1) / kMatMulTile; };
+  SharedBytes shared;
+  shared.Take<float>(kMatMulTile * (kMatMulTileK + 1));
+  shared.Take<float>(kMatMulTile * (kMatMulTileK + 1));
+  LaunchConfig config;
+  config.grid.x =
+      std::min<int64_t>(params.batch * tiles(params.m) * tiles(params.n), int64_t{1} << 20);
+  config.block.x = kMatMulTile * kMatMulTile;
+  config.shared_bytes = shared.total();
+  return stream.Launch(MatMulTileFunction(stream), config, params);
+}
+
+absl::Status RunGemv(const KernelContext& context, const MatMulArgs& args) {
+  CudaStream& stream = CudaStream::Of(context);
+  const MatMulParams params = ToMatMulParams(args);
+  LaunchConfig config;
+  config.grid.x =
+      args.m() == 0 ? 0 : ElementBlocks(stream, params.batch * params.n * 32, kGemvThreads);
+  config.block.x = kGemvThreads;
+  return stream.Launch(GemvFunction(stream), config, params);
+}
+
+constexpr std::array<Kernel<MatMulArgs>, 7> kKernels = {
+    {{"int8_dot", DeviceKind::kCuda, Int8DotSupports, NoWorkspace<MatMulArgs>, RunInt8Dot,
+      Int8DotApplies},
+     {"expanded", DeviceKind::kCuda, ExpandedSupports, ExpandedWorkspaceBytes, RunExpanded,
+      ExpandedApplies},
+     {"int8_mma", DeviceKind::kCuda, Int8MmaSupports, Int8MmaWorkspaceBytes, RunInt8Mma,
+      Int8Applies},
+     {"gemv_vector", DeviceKind::kCuda, GemvVectorSupports, NoWorkspace<MatMulArgs>, RunGemvVector,
+      GemvVectorApplies},
+     {"gemv", DeviceKind::kCuda, GemvSupports, NoWorkspace<MatMulArgs>, RunGemv},
+     {"cublaslt", DeviceKind::kCuda, CublasLtSupports, CublasLtWorkspaceBytes, RunCublasLt,
+      CublasLtApplies},
+     {"generic", DeviceKind::kCuda, Supports, NoWorkspace<MatMulArgs>, RunTile}}};
+
+}  // namespace
+
+MatMulParams ToMatMulParams(const MatMulArgs& args) {
   MatMulParams params = {};
   params.a = Batched(args.a);
   params.b = Batched(args.b);
@@ -46,50 +99,6 @@ MatMulParams ToParams(const MatMulArgs& args) {
   params.activation = args.activation;
   return params;
 }
-
-absl::Status Supports(const KernelContext&, const MatMulArgs& args) {
-  if (!args.b.present()) return Unimplemented("needs b itself, not only packed");
-  return absl::OkStatus();
-}
-
-absl::Status GemvSupports(const KernelContext& context, const MatMulArgs& args) {
-  TANDEM_RETURN_IF_ERROR(Supports(context, args));
-  if (args.m() > kGemvMaxRows) return Unimplemented("at most ", kGemvMaxRows, " rows");
-  return absl::OkStatus();
-}
-
-absl::Status RunTile(const KernelContext& context, const MatMulArgs& args) {
-  CudaStream& stream = CudaStream::Of(context);
-  const MatMulParams params = ToParams(args);
-  const auto tiles = [](int64_t extent) { return (extent + kMatMulTile - 1) / kMatMulTile; };
-  SharedBytes shared;
-  shared.Take<float>(kMatMulTile * (kMatMulTileK + 1));
-  shared.Take<float>(kMatMulTile * (kMatMulTileK + 1));
-  LaunchConfig config;
-  config.grid.x =
-      std::min<int64_t>(params.batch * tiles(params.m) * tiles(params.n), int64_t{1} << 20);
-  config.block.x = kMatMulTile * kMatMulTile;
-  config.shared_bytes = shared.total();
-  return stream.Launch(MatMulTileFunction(stream), config, params);
-}
-
-absl::Status RunGemv(const KernelContext& context, const MatMulArgs& args) {
-  CudaStream& stream = CudaStream::Of(context);
-  const MatMulParams params = ToParams(args);
-  LaunchConfig config;
-  config.grid.x =
-      args.m() == 0 ? 0 : ElementBlocks(stream, params.batch * params.n * 32, kGemvThreads);
-  config.block.x = kGemvThreads;
-  return stream.Launch(GemvFunction(stream), config, params);
-}
-
-constexpr std::array<Kernel<MatMulArgs>, 3> kKernels = {
-    {{"gemv", DeviceKind::kCuda, GemvSupports, NoWorkspace<MatMulArgs>, RunGemv},
-     {"cublaslt", DeviceKind::kCuda, CublasLtSupports, CublasLtWorkspaceBytes, RunCublasLt,
-      CublasLtApplies},
-     {"generic", DeviceKind::kCuda, Supports, NoWorkspace<MatMulArgs>, RunTile}}};
-
-}  // namespace
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {

@@ -7,9 +7,9 @@
 //
 // gemv: one warp per column of out and up to 4 rows; b is read once and decoded once, lanes read
 // neighbouring elements.
-#include "cuda/device/activation.h"
 #include "cuda/device/elements.h"
 #include "cuda/device/math.h"
+#include "cuda/device/matmul_epilogue.h"
 #include "cuda/device/shared.h"
 #include "cuda/device/target.h"
 #include "cuda/device/warp.h"
@@ -17,17 +17,6 @@
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 namespace {
-
-__device__ void Finish(const MatMulParams& p, int64_t z, int64_t m, int64_t n, float sum) {
-  float x = p.alpha * sum;
-  if (p.bias.present()) x += LoadElement(p.bias, n * p.bias.strides[0]);
-  x = Activate(p.activation, x);
-  if (p.addend.present() && p.beta != 0.0f) {
-    x += p.beta * LoadElement(p.addend, z * p.addend.strides[0] + m * p.addend.strides[1] +
-                                            n * p.addend.strides[2]);
-  }
-  StoreElement(p.out, z * p.out.strides[0] + m * p.out.strides[1] + n * p.out.strides[2], x);
-}
 
 __global__ void __launch_bounds__(kMatMulTile* kMatMulTile) MatMulTileKernel(const MatMulParams p) {
   constexpr int kRow = kMatMulTileK + 1;  // one more: columns of a tile lie in different banks
@@ -63,7 +52,7 @@ __global__ void __launch_bounds__(kMatMulTile* kMatMulTile) MatMulTileKernel(con
       }
       SyncThreads();
     }
-    if (m0 + row < p.m && n0 + column < p.n) Finish(p, z, m0 + row, n0 + column, sum);
+    if (m0 + row < p.m && n0 + column < p.n) FinishProduct(p, z, m0 + row, n0 + column, sum);
   }
 }
 
@@ -88,7 +77,7 @@ __global__ void __launch_bounds__(kGemvThreads) GemvKernel(const MatMulParams p)
     for (int m = 0; m < kGemvMaxRows; ++m) {
       if (m >= p.m) break;
       const float sum = WarpSum(sums[m]);
-      if (LaneId() == 0) Finish(p, z, m, n, sum);
+      if (LaneId() == 0) FinishProduct(p, z, m, n, sum);
     }
   }
 }
