@@ -27,7 +27,7 @@ KeyRange VisibleExtent(const MaskRule& rule, int64_t first_query, int64_t last_q
   if (first_query > last_query) return {0, 0};
   const int64_t end = rule.Range(last_query).end;
   // The range of a query that sees nothing may begin before the padding ends.
-  const int64_t begin = std::max(rule.Range(first_query).begin, rule.kv_begin);
+  const int64_t begin = std::max(rule.Range(first_query).begin, rule.FirstKey());
   return {std::min(begin, end), end};
 }
 

@@ -65,8 +65,8 @@ class MaskCache {
 
     auto Fields() const {
       return std::make_tuple(rule.q_len, rule.kv_len, rule.causal, rule.window_left,
-                             rule.window_right, rule.chunk, rule.prefix_len, rule.kv_begin, dtype,
-                             device.kind, device.index);
+                             rule.window_right, rule.chunk, rule.prefix_len, rule.kv_begin,
+                             rule.keys_before, rule.keys_after, dtype, device.kind, device.index);
     }
     friend bool operator==(const Key& a, const Key& b) { return a.Fields() == b.Fields(); }
     template <typename H>

@@ -18,7 +18,8 @@ std::string Text(const MaskRule& rule) {
   return absl::StrCat("q_len ", rule.q_len, " kv_len ", rule.kv_len, " causal ",
                       cases::FieldText(rule.causal), " left ", rule.window_left, " right ",
                       rule.window_right, " chunk ", rule.chunk, " prefix ", rule.prefix_len,
-                      " start ", rule.kv_begin);
+                      " start ", rule.kv_begin, " before ", rule.keys_before, " after ",
+                      rule.keys_after);
 }
 
 void ExpectRange(const MaskRule& rule, int64_t q) {
@@ -83,6 +84,59 @@ TEST(MaskRule, AgreesWithItsDefinitionWithChunksPrefixesAndPadding) {
   }
 }
 
+// The part's key j is the whole's key keys_before + j, and positions move along.
+TEST(MaskRule, PartsOfASequenceShowWhatTheWholeShows) {
+  cases::Rng rng(3);
+  for (int i = 0; i < 30'000; ++i) {
+    MaskRule whole;
+    whole.q_len = rng.Integer(0, 8);
+    whole.kv_len = rng.Integer(0, 12);
+    whole.causal = static_cast<Causal>(rng.Integer(0, 2));
+    whole.window_left = rng.Integer(-1, 9);
+    whole.window_right = rng.Integer(-1, 9);
+    whole.chunk = rng.Chance(0.5) ? 0 : rng.Integer(1, 9);
+    whole.prefix_len = rng.Integer(0, 13);
+    whole.kv_begin = rng.Chance(0.5) ? 0 : rng.Integer(0, 13);
+    MaskRule part = whole;
+    part.keys_before = rng.Integer(0, whole.kv_len);
+    part.kv_len = rng.Integer(0, whole.kv_len - part.keys_before);
+    part.keys_after = whole.kv_len - part.keys_before - part.kv_len;
+    for (int64_t q = 0; q < whole.q_len; ++q) {
+      ExpectRange(part, q);
+      ASSERT_EQ(part.Position(q) + part.keys_before, whole.Position(q)) << Text(part);
+      for (int64_t k = 0; k < part.kv_len; ++k) {
+        ASSERT_EQ(part.Visible(q, k), whole.Visible(q, k + part.keys_before))
+            << Text(part) << ": " << q << ", " << k;
+        ASSERT_EQ(part.Visible(q, k), reference::Visible(part, q, k)) << Text(part);
+      }
+    }
+  }
+}
+
+// Of a cache of 12 rows the part has rows 4..8; two new keys stand behind the cache.
+TEST(MaskRule, LengthsOfAPart) {
+  struct Lengths {
+    int64_t length, cached, keys_before, keys_after;
+  };
+  for (const Lengths& l : {Lengths{0, 0, 0, 0},
+                           {3, 0, 3, 0},
+                           {4, 0, 4, 0},
+                           {6, 2, 4, 0},
+                           {9, 5, 4, 0},
+                           {10, 5, 4, 1},
+                           {12, 5, 4, 3}}) {
+    MaskRule rule{.keys_before = 4, .keys_after = 3};
+    EXPECT_EQ(rule.SetLength(l.length, 5, 2, 0), l.cached);
+    EXPECT_EQ(rule.kv_len, l.cached + 2);
+    EXPECT_EQ(rule.keys_before, l.keys_before) << l.length;
+    EXPECT_EQ(rule.keys_after, l.keys_after) << l.length;
+    MaskRule without{.keys_before = 4, .keys_after = 3};
+    EXPECT_EQ(without.SetLength(l.length, 5, 0, 2), l.cached);
+    EXPECT_EQ(without.kv_len, l.cached);
+    EXPECT_EQ(without.keys_after, l.keys_after + 2) << l.length;
+  }
+}
+
 // Lengths up to 2^48 (what Validate allows) and windows up to the largest integer: nothing
 // overflows.
 TEST(MaskRule, AgreesWithItsDefinitionAtExtremes) {
@@ -102,6 +156,8 @@ TEST(MaskRule, AgreesWithItsDefinitionAtExtremes) {
     rule.chunk = std::max<int64_t>(rng.Pick(windows), 0);
     rule.prefix_len = std::max<int64_t>(rng.Pick(windows), 0);
     rule.kv_begin = std::max<int64_t>(rng.Pick(windows), 0);
+    rule.keys_before = rng.Chance(0.5) ? 0 : rng.Pick(lengths);
+    rule.keys_after = rng.Chance(0.5) ? 0 : rng.Pick(lengths);
     const int64_t q = rng.Chance(0.5) ? rng.Integer(0, rule.q_len - 1)
                                       : rng.Pick<int64_t>({0, rule.q_len - 1, rule.q_len / 2});
     ExpectRange(rule, q);

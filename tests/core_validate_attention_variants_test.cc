@@ -4,6 +4,7 @@
 
 #include "core/ops/attention.h"
 #include "core/ops/merge_attention.h"
+#include "core/ops/split_attention.h"
 #include "tests/bad_arguments.h"
 
 namespace tandem {
@@ -171,6 +172,77 @@ TEST_F(VariantValidation, RaggedLengths) {
   EXPECT_EQ(strided.Sequence(1).rule.kv_len, 6);
   EXPECT_EQ(strided.Sequence(1).rule.q_len, 0);
   EXPECT_EQ(strided.Sequence(1).rule.kv_begin, 100);
+}
+
+TEST_F(VariantValidation, PartsOfACache) {
+  AttentionArgs good = Dense();
+  good.k_new = good.v_new = {};
+  good.keys_before = 10;
+  good.keys_after = 20;
+  good.new_after = 1;
+  good.kv_lens = List({0, 35});
+  ExpectEachRejected<A>(
+      good, {
+                {"keys_before: expected 0..2^47, got -1", [](A& a) { a.keys_before = -1; }},
+                {"keys_after: expected 0..2^47, got -3", [](A& a) { a.keys_after = -3; }},
+                {"new_after: expected 0..2^47, got -1", [](A& a) { a.new_after = -1; }},
+                {"keys_before: expected 0..2^47", [](A& a) { a.keys_before = INT64_MAX; }},
+                {"kv_lens[1]: expected 0..34, got 35", [](A& a) { a.keys_before = 9; }},
+                {"k_new: expected with the last rows of the cache",
+                 [&](A& a) {
+                   a.k_new = Dense().k_new;
+                   a.v_new = Dense().v_new;
+                 }},
+            });
+  EXPECT_EQ(good.cache_rows(), 35);
+  EXPECT_EQ(good.Sequence(0).cache_len, 0);
+  EXPECT_EQ(good.Sequence(1).cache_len, 5);
+  EXPECT_EQ(good.Sequence(1).rule.keys_after, 21);
+  good.kv_lens = {};
+  EXPECT_EQ(good.Sequence(1).rule.keys_before, 10);
+  EXPECT_EQ(good.Sequence(1).rule.keys_after, 21);
+  // The pages of the part alone are looked at: of 5 keys, one behind those of the part in front.
+  AttentionArgs paged = Paged();
+  paged.k_new = paged.v_new = {};
+  paged.keys_before = 4;
+  paged.page_table.As<int32_t>()[1] = -1;
+  ExpectOk(paged);
+}
+
+TEST_F(VariantValidation, Splits) {
+  const auto rejected = [](const AttentionArgs& args, std::vector<int64_t> cuts,
+                           const std::string& message) {
+    EXPECT_THAT(SplitAttention(args, cuts).status().message(), testing::HasSubstr(message));
+  };
+  const AttentionArgs good = Dense();
+  rejected(good, {-1}, "cuts[0]: expected 0..5, got -1");
+  rejected(good, {6}, "cuts[0]: expected 0..5, got 6");
+  rejected(good, {3, 2}, "cuts[1]: expected 3..5, got 2");
+  AttentionArgs bad = good;
+  bad.softcap = -1.0f;
+  rejected(bad, {2}, "softcap");
+  rejected(Paged(), {4, 6}, "cuts[1]: expected a multiple of the page size, 4, got 6");
+  AttentionArgs masked = good;
+  masked.mask = View(DType::kU32, {1, 1, 1, 1});
+  rejected(masked, {2}, "cuts[0]: expected a multiple of 32 with a packed mask");
+  masked.mask = View(DType::kBool, {1, 1, 1, 6});
+  masked.kv_lens = List({5, 2});
+  rejected(masked, {2}, "mask: expected one column for all keys to split");
+  masked.mask = View(DType::kBool, {1, 1, 3, 1});
+  EXPECT_TRUE(SplitAttention(masked, std::vector<int64_t>{2}).ok());
+
+  const auto parts = SplitAttention(good, std::vector<int64_t>{2, 2});
+  ASSERT_TRUE(parts.ok());
+  ASSERT_EQ(parts->size(), 3);
+  EXPECT_EQ((*parts)[0].k.dim(2), 2);
+  EXPECT_EQ((*parts)[0].new_after, 1);
+  EXPECT_FALSE((*parts)[0].k_new.present());
+  EXPECT_EQ((*parts)[1].k.dim(2), 0);
+  EXPECT_EQ((*parts)[1].keys_before, 2);
+  EXPECT_EQ((*parts)[1].keys_after, 3);
+  EXPECT_EQ((*parts)[2].k.dim(2), 3);
+  EXPECT_TRUE((*parts)[2].k_new.present());
+  EXPECT_FALSE((*parts)[2].out.present());
 }
 
 TEST_F(VariantValidation, PackedQueries) {

@@ -34,6 +34,8 @@ TEST_F(PlantedAttention, WrongKeys) {
   ExpectCaught<Bug::kNewKeysBehindCapacity>("out[");
   ExpectCaught<Bug::kKvLensIgnored>("out[");
   ExpectCaught<Bug::kKvStartsIgnored>("out[");
+  ExpectCaught<Bug::kKeysBeforeIgnored>("out[");
+  ExpectCaught<Bug::kKeysAfterIgnored>("out[");
 }
 
 TEST_F(PlantedAttention, Pages) { ExpectCaught<Bug::kPageOffByOne>("out["); }

@@ -25,6 +25,8 @@ enum class Bug {
   kNewKeysBehindCapacity,
   kKvLensIgnored,
   kKvStartsIgnored,
+  kKeysBeforeIgnored,
+  kKeysAfterIgnored,
   kPageOffByOne,
   // rows
   kPaddingRowsNotWritten,
@@ -99,6 +101,8 @@ class Planted {
       sequence.rule.kv_len = args_.kv_len();
     }
     if (kBug == Bug::kKvStartsIgnored) sequence.rule.kv_begin = 0;
+    if (kBug == Bug::kKeysBeforeIgnored) sequence.rule.keys_before = 0;
+    if (kBug == Bug::kKeysAfterIgnored) sequence.rule.keys_after = 0;
     if (kBug == Bug::kChunkIgnored) sequence.rule.chunk = 0;
     if (kBug == Bug::kPrefixIgnored) sequence.rule.prefix_len = 0;
     for (int64_t i = 0; i < sequence.rule.q_len; ++i) {

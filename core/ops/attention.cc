@@ -92,7 +92,7 @@ absl::Status CheckPageEntries(const AttentionArgs& args) {
   const TensorView& table = args.page_table;
   if (!table.present() || !OnHost(table)) return absl::OkStatus();
   for (int64_t b = 0; b < args.batch(); ++b) {
-    const int64_t keys = *args.kv_lens.At<int32_t>(b * args.kv_lens.stride(0));
+    const int64_t keys = args.Sequence(b).cache_len;
     for (int64_t i = 0; i * args.page_size() < keys; ++i) {
       const int64_t page = *table.At<int32_t>(b * table.stride(0) + i * table.stride(1));
       if (page < 0 || page >= args.k.dim(0)) {
@@ -176,6 +176,24 @@ absl::Status CheckNewKeys(const AttentionArgs& args) {
   return CheckLength("k_new", args.k_new, "keys");
 }
 
+// Keys of the sequence that are not in this call. Each within the bound of the others' lengths, so
+// that all of them together keep positions within 64 bits.
+absl::Status CheckParts(const AttentionArgs& args) {
+  for (const auto& [name, keys] :
+       {std::pair("keys_before", args.keys_before), std::pair("keys_after", args.keys_after),
+        std::pair("new_after", args.new_after)}) {
+    if (keys < 0 || keys > kMaxSequenceLength / 2) {
+      return InvalidArgument(name, ": expected 0..2^47, got ", keys);
+    }
+  }
+  if (args.k_new.present() && (args.keys_after > 0 || args.new_after > 0)) {
+    return InvalidArgument(
+        "k_new: expected with the last rows of the cache, keys_after and new_after 0, got ",
+        args.keys_after, " and ", args.new_after);
+  }
+  return absl::OkStatus();
+}
+
 // bias and mask: four dimensions, each whole or 1.
 absl::Status CheckBroadcast(const char* name, const TensorView& view, const AttentionArgs& args,
                             int64_t columns) {
@@ -231,7 +249,7 @@ absl::Status CheckRagged(const AttentionArgs& args) {
     TANDEM_RETURN_IF_ERROR(CheckList(name, *list, args.q, DType::kI32, "batch", batch));
   }
   TANDEM_RETURN_IF_ERROR(CheckEntries("q_lens", args.q_lens, 0, args.q_len()));
-  TANDEM_RETURN_IF_ERROR(CheckEntries("kv_lens", args.kv_lens, 0, args.cache_len()));
+  TANDEM_RETURN_IF_ERROR(CheckEntries("kv_lens", args.kv_lens, 0, args.cache_rows()));
   TANDEM_RETURN_IF_ERROR(CheckEntries("kv_starts", args.kv_starts, 0, INT32_MAX));
   return CheckPageEntries(args);
 }
@@ -289,6 +307,7 @@ absl::Status Validate(const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckQueries(args));
   TANDEM_RETURN_IF_ERROR(CheckCache(args));
   TANDEM_RETURN_IF_ERROR(CheckNewKeys(args));
+  TANDEM_RETURN_IF_ERROR(CheckParts(args));
   TANDEM_RETURN_IF_ERROR(CheckScores(args));
   TANDEM_RETURN_IF_ERROR(CheckRagged(args));
   return CheckOutputs(args);

@@ -38,6 +38,15 @@
 //
 // int8 cache. k and v are i8 with one f32 scale per token and head: K[j,:] = k_scale[j] * k[j,:].
 //
+// Parts of the keys. k and v may be rows keys_before .. keys_before + Skv - 1 of a longer cache, of
+// which keys_after rows follow; new keys stand behind the whole cache, so keys_after is 0 where
+// they are given, and a call that leaves them to another tells how many there are in new_after.
+// kv_lens (now up to keys_before + Skv + keys_after), kv_starts, chunk, prefix_len and all
+// positions are those of the whole sequence; a page table, bias and mask have the part's columns
+// only. out and lse of such calls on disjoint rows that make up the cache, merged
+// (core/ops/merge_attention.h), are attention over the whole, if one of the calls alone has the
+// sinks. core/ops/split_attention.h makes the calls.
+//
 // Edge cases. Sq = 0 (or B or Hq = 0): nothing is written. A query that sees no key (also S = 0):
 // out = 0, lse = -inf (with sinks: lse = sinks[h]). A NaN in q, or in a visible k or v, makes the
 // row NaN; what is not visible (masked out, or in padding) never reaches a result. Scores may
@@ -59,7 +68,7 @@ struct AttentionSequence {
   int64_t q_batch = 0;    // index into dimension 0 of q, out and lse
   int64_t q_begin = 0;    // row of its first query there
   int64_t cache_len = 0;  // keys in the cache; new keys stand at positions cache_len..
-  MaskRule rule;          // q_len, kv_len: of this sequence
+  MaskRule rule;          // of this sequence; kv_len: cache_len and the new keys
 };
 
 struct AttentionArgs {
@@ -87,9 +96,13 @@ struct AttentionArgs {
   int64_t chunk = 0;
   int64_t prefix_len = 0;
 
+  int64_t keys_before = 0;  // rows of the cache in front of those of k; these three: see above
+  int64_t keys_after = 0;   // rows behind them
+  int64_t new_after = 0;    // new keys that another call is given
+
   TensorView q_lens;      // [B]             optional, i32, 0..Sq; not with q_offsets
   TensorView q_offsets;   // [B + 1]         optional, i32
-  TensorView kv_lens;     // [B]             optional, i32, 0..Skv
+  TensorView kv_lens;     // [B]             optional, i32, 0..cache_rows()
   TensorView kv_starts;   // [B]             optional, i32, >= 0
   TensorView page_table;  // [B, max_pages]  optional, i32
   TensorView k_scale;     // [B, Hkv, Skv]   iff k is i8, f32; paged: [pages, Hkv, page_size]
@@ -109,12 +122,15 @@ struct AttentionArgs {
   int64_t cache_len() const { return paged() ? page_table.dim(1) * k.dim(2) : k.dim(2); }
   int64_t new_len() const { return k_new.present() ? k_new.dim(2) : 0; }
   int64_t kv_len() const { return cache_len() + new_len(); }
+  // Of the whole cache, of which k may be a part.
+  int64_t cache_rows() const { return keys_before + cache_len() + keys_after; }
   int64_t v_head_dim() const { return v.dim(3); }
 
   float Scale() const;
   // The rule of a batch whose sequences are all alike (not ragged()).
   MaskRule Rule() const {
-    return {q_len(), kv_len(), causal, window_left, window_right, chunk, prefix_len, 0};
+    return {q_len(), kv_len(),   causal, window_left, window_right,
+            chunk,   prefix_len, 0,      keys_before, keys_after + new_after};
   }
   // Sequence b of any batch. Reads q_lens etc., which must be in host memory.
   AttentionSequence Sequence(int64_t b) const {
@@ -128,8 +144,10 @@ struct AttentionArgs {
       sequence.rule.q_len = entry(q_offsets, b + 1) - sequence.q_begin;
     }
     if (q_lens.present()) sequence.rule.q_len = entry(q_lens, b);
-    if (kv_lens.present()) sequence.cache_len = entry(kv_lens, b);
-    sequence.rule.kv_len = sequence.cache_len + new_len();
+    if (kv_lens.present()) {
+      sequence.cache_len =
+          sequence.rule.SetLength(entry(kv_lens, b), cache_len(), new_len(), new_after);
+    }
     if (kv_starts.present()) sequence.rule.kv_begin = entry(kv_starts, b);
     return sequence;
   }

@@ -10,7 +10,8 @@ namespace tandem {
 absl::Status ValidateRule(std::string_view prefix, const MaskRule& rule) {
   const std::string name(prefix);
   for (const auto& [field, value] :
-       {std::pair("q_len", rule.q_len), std::pair("kv_len", rule.kv_len)}) {
+       {std::pair("q_len", rule.q_len), std::pair("kv_len", rule.kv_len),
+        std::pair("keys_before", rule.keys_before), std::pair("keys_after", rule.keys_after)}) {
     if (value < 0 || value > kMaxSequenceLength) {
       return InvalidArgument(name, field, ": expected 0..2^48, got ", value);
     }
@@ -85,6 +86,9 @@ absl::Status Validate(const MaskArgs& args) {
   if (args.ragged() && args.out.rank() != 4) {
     return InvalidArgument("out: expected rank 4 with q_lens, kv_lens or kv_starts, got ",
                            args.out.rank());
+  }
+  if (args.kv_lens.present() && (args.rule.keys_before > 0 || args.rule.keys_after > 0)) {
+    return InvalidArgument("kv_lens: not together with rule.keys_before or rule.keys_after");
   }
   TANDEM_RETURN_IF_ERROR(CheckList("q_lens", args.q_lens, args, args.rule.q_len));
   TANDEM_RETURN_IF_ERROR(CheckList("kv_lens", args.kv_lens, args, args.rule.kv_len));

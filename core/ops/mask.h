@@ -16,7 +16,8 @@
 // Batches. Sequence b has q_lens[b] queries and kv_lens[b] keys: positions are counted with these,
 // rows beyond q_lens[b] and columns beyond kv_lens[b] (padding on the right) are hidden. The first
 // kv_starts[b] keys (padding on the left) are hidden too; positions count them. Same meaning as in
-// core/ops/attention.h. What is not given is the rule's for all sequences.
+// core/ops/attention.h. What is not given is the rule's for all sequences. The mask of a part of
+// the keys (rule.keys_before, rule.keys_after) takes no kv_lens.
 //
 // Extension in place. With `previous`, out already holds the mask of that rule: in all cells that
 // the two masks share (same row, same column). Only those cells are written whose value differs,

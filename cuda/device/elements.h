@@ -8,7 +8,24 @@
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 
-// Element at `offset` elements from the base, of any float or block type.
+// Element at `offset` elements from the base, of a float type or i8.
+__device__ inline float LoadNumber(const void* data, DType dtype, int64_t offset) {
+  switch (dtype) {
+    case DType::kF16:
+      return ToFloat(static_cast<const F16*>(data)[offset]);
+    case DType::kBF16:
+      return ToFloat(static_cast<const BF16*>(data)[offset]);
+    case DType::kI8:
+      return static_cast<float>(static_cast<const int8_t*>(data)[offset]);
+    default:
+      return static_cast<const float*>(data)[offset];
+  }
+}
+__device__ inline float LoadNumber(const DeviceTensor& tensor, int64_t offset) {
+  return LoadNumber(tensor.data, tensor.dtype, offset);
+}
+
+// The same of block types too: more code, and more registers.
 __device__ inline float LoadElement(const void* data, DType dtype, int64_t offset) {
   switch (dtype) {
     case DType::kF16:

@@ -27,9 +27,9 @@ struct Row {
   int64_t batch;    // sequence
   int64_t q_batch;  // where it lies in q, out and lse
   int64_t head, kv_head, row;
-  int64_t query;  // within its sequence
-  int64_t cache_len;
-  MaskRule rule;
+  bool real;         // else padding of a ragged batch
+  KeyRange visible;  // what the rule shows
+  int64_t position, cache_len;
 
   __device__ int64_t Offset(const DeviceTensor& t) const {
     return q_batch * t.strides[0] + head * t.strides[1] + row * t.strides[2];
@@ -37,37 +37,19 @@ struct Row {
 };
 
 __device__ Row RowOf(const AttentionParams& p, int64_t i) {
-  const int64_t rows = p.q.dims[2];
   Row r;
   const Divisor::Result row = p.rows.Divide(i), head = p.heads.Divide(row.quotient);
   r.row = row.remainder;
   r.head = head.remainder;
   r.kv_head = p.group.Divide(r.head).quotient;
   r.q_batch = head.quotient;
-  r.batch = r.q_batch;
-  r.query = r.row;
-  r.rule = p.rule;
-  if (p.packed) {
-    r.batch = -1;
-    for (int64_t b = 0; b < p.sequences; ++b) {
-      const int64_t begin = p.q_offsets.At(b, 0, rows, 0), end = p.q_offsets.At(b + 1, 0, rows, 0);
-      if (r.row >= begin && r.row < end) {
-        r.batch = b;
-        r.query = r.row - begin;
-        r.rule.q_len = end - begin;
-        break;
-      }
-    }
-  }
-  if (r.batch < 0) {  // of no sequence: offsets that do not cover the rows
-    r.rule.q_len = 0;
-    r.cache_len = 0;
-    return r;
-  }
-  r.rule.q_len = p.q_lens.At(r.batch, 0, rows, r.rule.q_len);
-  r.cache_len = p.kv_lens.At(r.batch, 0, p.cache_len, p.cache_len);
-  r.rule.kv_len = r.cache_len + p.new_len;
-  r.rule.kv_begin = p.kv_starts.At(r.batch, 0, kMaxSequenceLength, 0);
+  const Sequence sequence = SequenceOfRow(p, r.q_batch, r.row);
+  r.batch = sequence.batch;
+  const int64_t query = r.row - sequence.q_begin;
+  r.real = query < sequence.rule.q_len;
+  r.visible = r.real ? sequence.rule.Range(query) : KeyRange{0, 0};
+  r.position = sequence.rule.Position(query);
+  r.cache_len = sequence.rule.kv_len - p.new_len;
   return r;
 }
 
@@ -79,7 +61,7 @@ struct Vector {
   float factor = 1.0f;
 
   __device__ float operator[](int64_t d) const {
-    return factor * LoadElement(data, dtype, offset + d * stride);
+    return factor * LoadNumber(data, dtype, offset + d * stride);
   }
 };
 
@@ -118,7 +100,7 @@ __device__ float Score(const AttentionParams& p, const Row& r, int64_t j, const 
   float dot = 0.0f;
 #pragma unroll 1
   for (int64_t d = 0; d < p.q.dims[3]; ++d) dot = MultiplyAdd(q[d], key[d], dot);
-  const float score = ScoreOf(p, dot, SlopeOf(p, r.head), r.rule.Position(r.query), j);
+  const float score = ScoreOf(p, dot, SlopeOf(p, r.head), r.position, j);
   return score + bias;
 }
 
@@ -130,10 +112,9 @@ __global__ void __launch_bounds__(kAttentionThreads) AttentionKernel(const Atten
   const int64_t rows = p.q.dims[0] * p.q.dims[1] * p.q.dims[2];
   for (int64_t i = blockIdx.x; i < rows; i += gridDim.x) {
     const Row r = RowOf(p, i);
-    const bool real = r.query < r.rule.q_len;  // else padding of a ragged batch
-    const KeyRange range = real ? r.rule.Range(r.query) : KeyRange{0, 0};
+    const KeyRange range = r.visible;
     for (int64_t d = thread; d < p.q.dims[3]; d += kAttentionThreads) {
-      shared.q[d] = LoadElement(p.q, r.Offset(p.q) + d * p.q.strides[3]);
+      shared.q[d] = LoadNumber(p.q, r.Offset(p.q) + d * p.q.strides[3]);
     }
     for (int64_t d = thread; d < columns; d += kAttentionThreads) shared.acc[d] = 0.0f;
     SyncThreads();
@@ -164,7 +145,7 @@ __global__ void __launch_bounds__(kAttentionThreads) AttentionKernel(const Atten
       SyncThreads();
     }
     float factor = 1.0f;
-    if (real && p.sinks.present()) {  // a key without a value
+    if (r.real && p.sinks.present()) {  // a key without a value
       const float sink = p.sinks.As<const float>()[r.head * p.sinks.strides[0]];
       factor = state.Merge({sink, ExpDiff(sink, sink)}).self;
     }

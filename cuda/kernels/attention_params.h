@@ -14,10 +14,12 @@ struct AttentionParams {
   DeviceTensor alibi_slopes, bias, mask, sinks, k_scale,
       v_scale;  // bias, mask: broadcast = stride 0
   float scale, softcap, inverse_softcap;
-  MaskRule rule;      // of a sequence without lengths of its own; kv_len counts new keys
-  int64_t sequences;  // B
-  int64_t cache_len;  // of a sequence without a length of its own
+  MaskRule rule;       // of a sequence without lengths of its own; kv_len counts new keys
+  int64_t sequences;   // B
+  int64_t cache_len;   // rows of the cache at hand: k's, or those that the page table has
+  int64_t cache_rows;  // of the whole cache, of which they may be a part
   int64_t new_len;
+  int64_t new_after;
   Divisor rows, heads;  // extents of q
   Divisor group;        // query heads per key/value head
   bool packed;          // q_offsets is given

@@ -33,7 +33,8 @@ __device__ inline Sequence SequenceOf(const AttentionParams& p, int64_t b) {
     s.rule.q_len = end > s.q_begin ? end - s.q_begin : 0;
   }
   s.rule.q_len = p.q_lens.At(b, 0, rows, s.rule.q_len);
-  s.rule.kv_len = p.kv_lens.At(b, 0, p.cache_len, p.cache_len) + p.new_len;
+  s.rule.SetLength(p.kv_lens.At(b, 0, p.cache_rows, p.cache_rows), p.cache_len, p.new_len,
+                   p.new_after);
   s.rule.kv_begin = p.kv_starts.At(b, 0, kMaxSequenceLength, 0);
   return s;
 }
@@ -92,8 +93,7 @@ __device__ inline bool MaskShows(const AttentionParams& p, int64_t batch, int64_
 // The bias of key j, 0 without one; -inf hides the key, whatever its score.
 __device__ inline float BiasOf(const AttentionParams& p, int64_t batch, int64_t head, int64_t row,
                                int64_t j) {
-  return p.bias.present() ? LoadElement(p.bias, BroadcastOffset(p.bias, batch, head, row, j))
-                          : 0.0f;
+  return p.bias.present() ? LoadNumber(p.bias, BroadcastOffset(p.bias, batch, head, row, j)) : 0.0f;
 }
 
 // The score of a key at distance `position - j`, without its bias, from the product of q and k.

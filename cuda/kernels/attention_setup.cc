@@ -44,7 +44,9 @@ absl::StatusOr<AttentionParams> MakeAttentionParams(const KernelContext& context
   params.rule = args.Rule();
   params.sequences = args.batch();
   params.cache_len = args.cache_len();
+  params.cache_rows = args.cache_rows();
   params.new_len = args.new_len();
+  params.new_after = args.new_after;
   params.rows = Divisor(args.q.dim(2));
   params.heads = Divisor(args.q.dim(1));
   params.group = Divisor(args.group());

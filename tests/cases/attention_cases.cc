@@ -59,12 +59,21 @@ Fill Listed(const std::vector<int64_t>& values) {
 // --- lengths and pages
 
 struct Lengths {
-  std::vector<int64_t> queries, keys, starts;  // of each sequence
+  std::vector<int64_t> queries, keys, starts;  // of each sequence; keys: in its whole cache
 
   int64_t total_queries() const {
     return std::accumulate(queries.begin(), queries.end(), int64_t{0});
   }
 };
+
+int64_t PagesFor(int64_t keys, int64_t page_size) { return (keys + page_size - 1) / page_size; }
+
+// Of a cache of which the call has a part.
+int64_t WholeCache(const Case& c) {
+  const bool full = c.keys_after > 0 && c.page_size > 0;  // what follows follows the last page
+  const int64_t rows = full ? PagesFor(c.kv_len, c.page_size) * c.page_size : c.kv_len;
+  return c.keys_before + rows + c.keys_after;
+}
 
 Lengths LengthsOf(const Case& c) {
   Rng rng(SeedOf(c, kLengths));
@@ -74,17 +83,15 @@ Lengths LengthsOf(const Case& c) {
   };
   Lengths lengths;
   for (int64_t b = 0; b < c.batch; ++b) {
-    const int64_t queries = length(c.q_len), keys = length(c.kv_len);
+    const int64_t queries = length(c.q_len), keys = length(WholeCache(c));
     lengths.queries.push_back(c.queries == AttentionQueries::kWhole ? c.q_len : queries);
-    lengths.keys.push_back(c.ragged_kv ? keys : c.kv_len);
+    lengths.keys.push_back(c.ragged_kv ? keys : WholeCache(c));
     // One sequence in eight is all padding.
     lengths.starts.push_back(rng.Chance(0.125) ? lengths.keys.back() + 3
                                                : rng.Integer(0, lengths.keys.back() / 2));
   }
   return lengths;
 }
-
-int64_t PagesFor(int64_t keys, int64_t page_size) { return (keys + page_size - 1) / page_size; }
 
 struct Pages {
   std::vector<int64_t> table;  // [B, columns]
@@ -96,7 +103,11 @@ struct Pages {
 Pages PagesOf(const Case& c, const Lengths& lengths) {
   Pages pages;
   pages.columns = PagesFor(c.kv_len, c.page_size);
-  for (int64_t keys : lengths.keys) pages.pool += PagesFor(keys, c.page_size);
+  std::vector<int64_t> keys_here = lengths.keys;
+  for (int64_t& keys : keys_here) {
+    keys = std::clamp<int64_t>(keys - c.keys_before, 0, pages.columns * c.page_size);
+    pages.pool += PagesFor(keys, c.page_size);
+  }
   pages.pool += 3;
   std::vector<int64_t> order(static_cast<size_t>(pages.pool));
   std::iota(order.begin(), order.end(), int64_t{0});
@@ -105,7 +116,7 @@ Pages PagesOf(const Case& c, const Lengths& lengths) {
     std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(rng.Integer(0, i))]);
   }
   auto next = order.begin();
-  for (int64_t keys : lengths.keys) {
+  for (int64_t keys : keys_here) {
     for (int64_t column = 0; column < pages.columns; ++column) {
       pages.table.push_back(column * c.page_size < keys ? *next++ : INT32_MAX);
     }
@@ -300,7 +311,8 @@ void PlaceNan(const Case& c, const AttentionArgs& args) {
       }
       // The chosen NaN: one key, or one query.
       const int64_t last = extent.rule.kv_len - 1;
-      const int64_t key = c.values == AttentionValues::kNanFirst  ? extent.rule.kv_begin
+      const int64_t first = std::max<int64_t>(extent.rule.kv_begin - extent.rule.keys_before, 0);
+      const int64_t key = c.values == AttentionValues::kNanFirst  ? first
                           : c.values == AttentionValues::kNanLast ? last
                                                                   : -1;
       if (key >= 0 && key <= last) {
@@ -334,7 +346,8 @@ Operands Case::MakeOperands() const {
   const double spread = values == AttentionValues::kLarge ? 100.0 : 1.0;
   Operands operands;
   // Sizes that would not fit in memory: the errors of Operands, before anything is computed.
-  if (batch < 0 || q_len < 0 || kv_len < 0 || batch > (1 << 20) || page_size < 0) {
+  if (batch < 0 || q_len < 0 || kv_len < 0 || batch > (1 << 20) || page_size < 0 ||
+      std::max({std::abs(keys_before), std::abs(keys_after), std::abs(new_after)}) > (1 << 30)) {
     operands.Output("out", out_dtype, {batch, q_heads, q_len, kv_len}, out_layout);
     return operands;
   }
@@ -428,6 +441,9 @@ AttentionArgs Case::Bind(const Views& views) const {
   args.window_right = window_right;
   args.chunk = chunk;
   args.prefix_len = prefix_len;
+  args.keys_before = keys_before;
+  args.keys_after = keys_after;
+  args.new_after = new_after;
   args.q_lens = views("q_lens");
   args.q_offsets = views("q_offsets");
   args.kv_lens = views("kv_lens");

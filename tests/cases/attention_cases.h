@@ -81,6 +81,9 @@ struct AttentionCase {
   int64_t window_right = -1;
   int64_t chunk = 0;
   int64_t prefix_len = 0;
+  int64_t keys_before = 0;  // of a longer cache: rows that the call does not have
+  int64_t keys_after = 0;
+  int64_t new_after = 0;
   std::optional<float> scale = std::nullopt;
   float softcap = 0.0f;
   bool alibi = false;
@@ -122,6 +125,9 @@ struct AttentionCase {
     visit("window_right", self.window_right);
     visit("chunk", self.chunk);
     visit("prefix_len", self.prefix_len);
+    visit("keys_before", self.keys_before);
+    visit("keys_after", self.keys_after);
+    visit("new_after", self.new_after);
     visit("scale", self.scale);
     visit("softcap", self.softcap);
     visit("alibi", self.alibi);

@@ -145,6 +145,40 @@ std::vector<Case> VariantCases(uint64_t seed) {
       .Select(seed);
 }
 
+// A part of a longer cache, with everything that positions and lengths enter into.
+std::vector<Case> PartCases(uint64_t seed) {
+  const auto parts = [](std::vector<std::array<int64_t, 4>> settings) {
+    AttentionSettings result;
+    for (const auto& [before, after, new_after, new_len] : settings) {
+      result.push_back([=](Case& c) {
+        c.keys_before = before;
+        c.keys_after = after;
+        c.new_after = new_after;
+        c.new_len = new_len;
+      });
+    }
+    return result;
+  };
+  return Pairwise<Case>()
+      .Group(parts({{40, 0, 0, -1}, {0, 33, 0, -1}, {17, 5, 3, -1}, {0, 0, 2, -1}, {50, 0, 0, 4}}))
+      .Field(&Case::causal, {Causal::kBottomRight, Causal::kTopLeft, Causal::kNone})
+      .Group(Lengths({{1, 60}, {90, 70}, {20, 33}, {5, 300}}))
+      .Group(Windows({{-1, -1}, {30, -1}, {45, 10}}))
+      .Field(&Case::chunk, {0, 24, 64})
+      .Field(&Case::prefix_len, {0, 60, 20})
+      .Field(&Case::alibi, {false, true})
+      .Field(&Case::ragged_kv, {false, true})
+      .Field(&Case::left_padding, {false, true})
+      .Field(&Case::page_size, {0, 16})
+      .Field(&Case::queries,
+             {AttentionQueries::kWhole, AttentionQueries::kRagged, AttentionQueries::kPacked})
+      .Group(DTypes({{kF32, kF32, kF32}, {kBF16, kBF16, kBF16}, {kF32, DType::kI8, kF32}}))
+      .Group(Heads({{2, 1}, {1, 4}}))
+      .Field(&Case::batch, {2, 1})
+      .Field(&Case::lse, {true, false})
+      .Select(seed);
+}
+
 // Each named for the bug it would show.
 std::vector<Case> NamedCases() {
   return {
@@ -305,6 +339,7 @@ std::vector<Case> Case::Grid(GridSize size) {
     for (uint64_t seed : {3000, 3300, 3600}) {
       Append(cases, Bounded(VariantCases(seed), 10'000'000));
     }
+    Append(cases, PartCases(3900));
     Append(cases, FlashAttentionCases());
     Append(cases, FlashAttentionCacheCases());
     Append(cases, GgmlAttentionCases());
@@ -321,6 +356,7 @@ std::vector<Case> Case::Grid(GridSize size) {
                             .Select(500),
                         2'000'000));
   Append(cases, Bounded(VariantCases(700), 1'000'000));
+  Append(cases, Bounded(PartCases(800), 500'000));
   return cases;
 }
 
@@ -345,6 +381,11 @@ void RandomVariants(Rng& rng, Case& c) {
   if (sometimes()) c.kv_dtype = DType::kI8;
   if (sometimes()) c.chunk = rng.Integer(1, 60);
   if (sometimes()) c.prefix_len = rng.Integer(1, 60);
+  if (sometimes()) c.keys_before = rng.Integer(0, 100);
+  if (sometimes() && c.new_len < 0) {
+    c.keys_after = rng.Integer(0, 100);
+    c.new_after = rng.Integer(0, 10);
+  }
   c.bias_layout = rng.Pick<Layout>({Layout::kContiguous, Layout::kPadded, Layout::kTransposed,
                                     Layout::kBroadcast, Layout::kSpread});
   c.values =

@@ -1,5 +1,6 @@
 #include "tests/reference/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -82,9 +83,12 @@ AttentionResult Compute(const AttentionArgs& args, DType storage) {
           if (args.alibi_slopes.present()) {
             const auto slope =
                 static_cast<Real>(ReadAt(args.alibi_slopes, h * args.alibi_slopes.stride(0)));
-            const int64_t position =
-                args.causal == Causal::kTopLeft ? i : extent.rule.kv_len - extent.rule.q_len + i;
-            s -= slope * static_cast<Real>(position > j ? position - j : j - position);
+            const int64_t position = args.causal == Causal::kTopLeft
+                                         ? i
+                                         : extent.rule.keys_before + extent.rule.kv_len +
+                                               extent.rule.keys_after - extent.rule.q_len + i;
+            const int64_t key = extent.rule.keys_before + j;
+            s -= slope * static_cast<Real>(position > key ? position - key : key - position);
           }
           if (args.bias.present()) {
             s += static_cast<Real>(ReadAt(args.bias, BroadcastOffset(args.bias, b, h, row, j)));
@@ -137,8 +141,14 @@ AttentionExtent ExtentOf(const AttentionArgs& args, int64_t b) {
     queries = Entry(args.q_offsets, b + 1) - extent.first_row;
   }
   if (args.q_lens.present()) queries = Entry(args.q_lens, b);
-  extent.cache_len = args.k.dim(2);
-  if (args.kv_lens.present()) extent.cache_len = Entry(args.kv_lens, b);
+  const int64_t rows =
+      args.page_table.present() ? args.page_table.dim(1) * args.k.dim(2) : args.k.dim(2);
+  // The whole sequence's keys in its cache, and those of them that the call has.
+  int64_t length = args.keys_before + rows + args.keys_after;
+  if (args.kv_lens.present()) length = Entry(args.kv_lens, b);
+  const int64_t first = std::min(args.keys_before, length);
+  const int64_t last = std::min(args.keys_before + rows, length);
+  extent.cache_len = last - first;
   extent.rule = {.q_len = queries,
                  .kv_len = extent.cache_len + (args.k_new.present() ? args.k_new.dim(2) : 0),
                  .causal = args.causal,
@@ -146,7 +156,9 @@ AttentionExtent ExtentOf(const AttentionArgs& args, int64_t b) {
                  .window_right = args.window_right,
                  .chunk = args.chunk,
                  .prefix_len = args.prefix_len,
-                 .kv_begin = args.kv_starts.present() ? Entry(args.kv_starts, b) : 0};
+                 .kv_begin = args.kv_starts.present() ? Entry(args.kv_starts, b) : 0,
+                 .keys_before = first,
+                 .keys_after = length - last + args.new_after};
   return extent;
 }
 
