@@ -21,6 +21,16 @@ __device__ inline float Exp2Fast(float x) {
   return result;
 #endif
 }
+// 1 / x by one instruction: off by at most one unit in the last place; of numbers that are normal.
+__device__ inline float ReciprocalFast(float x) {
+#if TANDEM_CUDA_EMULATED
+  return 1.0f / x;
+#else
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
 __device__ inline float Tanh(float x) { return tanhf(x); }
 __device__ inline float Sqrt(float x) { return sqrtf(x); }
 __device__ inline double ExpF64(double x) { return exp(x); }

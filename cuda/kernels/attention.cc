@@ -1,11 +1,10 @@
 #include "cuda/kernels/attention.h"
 
 #include <algorithm>
-#include <array>
 
 #include "core/ops/attention.h"
 #include "core/status.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/attention_kernels.h"
 #include "cuda/kernels/attention_setup.h"
 #include "cuda/kernels/shared_bytes.h"
 #include "cuda/stream.h"
@@ -19,20 +18,16 @@ int64_t SharedBytesOf(const AttentionArgs& args) {
   return shared.total();
 }
 
-absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
+}  // namespace
+
+absl::Status GenericAttentionSupports(const KernelContext& context, const AttentionArgs& args) {
   const int64_t have = CudaStream::Of(context).info().shared_memory_per_block_bytes;
   if (SharedBytesOf(args) <= have) return absl::OkStatus();
   return Unimplemented("head dimensions ", args.head_dim(), " and ", args.v_head_dim(), " need ",
                        SharedBytesOf(args), " bytes of shared memory, the device has ", have);
 }
 
-int64_t WorkspaceBytes(const KernelContext&, const AttentionArgs& args) {
-  Workspace workspace = Workspace::Counting();
-  CountAttentionLists(workspace, args);
-  return workspace.bytes_used();
-}
-
-absl::Status Run(const KernelContext& context, const AttentionArgs& args) {
+absl::Status RunGenericAttention(const KernelContext& context, const AttentionArgs& args) {
   CudaStream& stream = CudaStream::Of(context);
   TANDEM_ASSIGN_OR_RETURN(const AttentionParams params, MakeAttentionParams(context, args));
   LaunchConfig config;
@@ -41,16 +36,6 @@ absl::Status Run(const KernelContext& context, const AttentionArgs& args) {
   config.block.x = kAttentionThreads;
   config.shared_bytes = SharedBytesOf(args);
   return stream.Launch(AttentionFunction(stream), config, params);
-}
-
-constexpr std::array<Kernel<AttentionArgs>, 1> kKernels = {
-    {{"generic", DeviceKind::kCuda, Supports, WorkspaceBytes, Run}}};
-
-}  // namespace
-
-template <>
-KernelList<AttentionArgs> Kernels<AttentionArgs>() {
-  return kKernels;
 }
 
 }  // namespace tandem::cuda

@@ -3,11 +3,10 @@
 // the usual one pays nothing for the variants:
 //
 //   PlainScores     scale * dot, scale > 0. The score is the product itself, and the scale is part
-//                   of the exponent: exp2(factor * score - factor * max), one fused operation and
-//                   one exponential per element.
+//                   of the exponent: exp2(factor * (score - max)).
 //   VariantScores   any scale, soft cap, ALiBi, bias, mask: the whole score, times log2(e).
 //
-// Both are in a form that softmax takes as exp2(fma(score, factor, -factor * max)); a score of -inf
+// Both are in a form that softmax takes as exp2(factor * (score - max)); a score of -inf
 // is that of a hidden key. The rule (MaskRule) is not applied here: a kernel decides per tile
 // whether it must be.
 #pragma once

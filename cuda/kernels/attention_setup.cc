@@ -17,7 +17,8 @@ void CountAttentionLists(Workspace& workspace, const AttentionArgs& args) {
 
 bool HasPlainScores(const AttentionArgs& args) {
   const float scale = args.Scale();
-  const bool positive = scale > 0.0f && std::isfinite(scale * 1.5f);  // times log2(e), too
+  // Times log2(e), and times powers of two that kernels divide q by, it must stay a normal number.
+  const bool positive = scale > 1e-18f && std::isfinite(scale * 1.5f);
   return positive && args.softcap == 0.0f && !args.alibi_slopes.present() && !args.bias.present() &&
          !args.mask.present();
 }

@@ -1,0 +1,10 @@
+// Prefill attention for head sizes up to 128; see attention_prefill_kernel.h.
+#include "cuda/kernels/attention_prefill_kernel.h"
+
+namespace tandem::cuda::TANDEM_CUDA_TARGET {
+
+KernelFunction AttentionPrefill128Function(DType type, bool variants) {
+  return AttentionPrefillFunction<128>(type, variants);
+}
+
+}  // namespace tandem::cuda::TANDEM_CUDA_TARGET
