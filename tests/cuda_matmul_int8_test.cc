@@ -262,9 +262,10 @@ TEST_F(Int8MatMul, ExpandedPanelByPanel) {
   args.float_activations = true;
   ASSERT_EQ(NameFor(args), "expanded");
   const std::vector<float> out = Run(args);
+  constexpr int64_t kOnes = kK / 256;  // in a row
   for (size_t i = 0; i < out.size(); ++i) {
     const auto n = static_cast<float>(i % kN);
-    ASSERT_EQ(out[i], n * (kK / 256) + 0.5f * n + static_cast<float>(i)) << i;
+    ASSERT_EQ(out[i], n * static_cast<float>(kOnes) + 0.5f * n + static_cast<float>(i)) << i;
   }
 }
 

@@ -148,6 +148,7 @@ __global__ void __launch_bounds__(kInt8DotWarps* kWarpSize, 4)
       if (LaneId() < kRows) FinishProduct(p, z, LaneId(), n, mine);
     }
     CopyAsyncWait<0>();
+    SyncWarp();  // every lane has read: the next matrix's pieces may come
   }
 }
 
