@@ -15,6 +15,14 @@ struct MemoryInfo {
   int64_t free_bytes = 0;
 };
 
+// Work that was recorded from a stream.
+class RecordedWork {
+ public:
+  virtual ~RecordedWork() = default;
+  // Puts all of it on the stream it was recorded from, on the memory it was recorded with.
+  virtual absl::Status Launch() = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -33,6 +41,10 @@ class Backend {
   // Copies `bytes` between this device and the host, or within either, in the stream's order.
   virtual absl::Status Copy(Stream& stream, void* destination, const void* source,
                             int64_t bytes) = 0;
+  // Between the two, work put on the stream is recorded instead of done. EndCapture ends that also
+  // where it fails. Unimplemented: this device records nothing.
+  virtual absl::Status BeginCapture(Stream& stream);
+  virtual absl::StatusOr<std::unique_ptr<RecordedWork>> EndCapture(Stream& stream);
   // Marks what the host puts on streams in between, for profilers (NVTX). `name`: a string literal.
   virtual void BeginRange(const char* /*name*/) {}
   virtual void EndRange() {}

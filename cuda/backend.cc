@@ -16,6 +16,18 @@ namespace {
 
 constexpr int kOldestMajor = 8;  // compute capability that the kernels are compiled for
 
+class CudaGraph final : public RecordedWork {
+ public:
+  CudaGraph(Runtime& runtime, UniqueGraph graph, StreamHandle stream)
+      : runtime_(runtime), graph_(std::move(graph)), stream_(stream) {}
+  absl::Status Launch() override { return runtime_.LaunchGraph(graph_.get(), stream_); }
+
+ private:
+  Runtime& runtime_;
+  UniqueGraph graph_;
+  StreamHandle stream_;
+};
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(std::unique_ptr<Runtime> runtime, const DeviceInfo& info, int64_t limit)
@@ -42,18 +54,31 @@ class CudaBackend final : public Backend {
                                         &blas_);
   }
   absl::Status Copy(Stream& stream, void* destination, const void* source, int64_t bytes) override {
-    if (stream.device() != device_) {
-      return InvalidArgument("stream: is one of ", Name(stream.device()), ", expected ",
-                             Name(device_));
-    }
+    TANDEM_RETURN_IF_ERROR(CheckStream(stream));
     if (bytes < 0) return InvalidArgument("bytes: expected >= 0, got ", bytes);
     if (bytes == 0) return absl::OkStatus();
     return runtime_->Copy(static_cast<CudaStream&>(stream).handle(), destination, source, bytes);
+  }
+  absl::Status BeginCapture(Stream& stream) override {
+    TANDEM_RETURN_IF_ERROR(CheckStream(stream));
+    return runtime_->BeginCapture(static_cast<CudaStream&>(stream).handle());
+  }
+  absl::StatusOr<std::unique_ptr<RecordedWork>> EndCapture(Stream& stream) override {
+    TANDEM_RETURN_IF_ERROR(CheckStream(stream));
+    const StreamHandle handle = static_cast<CudaStream&>(stream).handle();
+    TANDEM_ASSIGN_OR_RETURN(UniqueGraph graph, MakeGraph(*runtime_, handle));
+    return std::make_unique<CudaGraph>(*runtime_, std::move(graph), handle);
   }
   void BeginRange(const char* name) override { runtime_->PushRange(name); }
   void EndRange() override { runtime_->PopRange(); }
 
  private:
+  absl::Status CheckStream(const Stream& stream) const {
+    if (stream.device() == device_) return absl::OkStatus();
+    return InvalidArgument("stream: is one of ", Name(stream.device()), ", expected ",
+                           Name(device_));
+  }
+
   std::unique_ptr<Runtime> runtime_;
   const DeviceInfo info_;
   const Device device_;

@@ -325,16 +325,33 @@ absl::Status Session::RunChunk(std::span<const int32_t> tokens, int64_t rows,
     TANDEM_RETURN_IF_ERROR(
         Copy(context_, Rows(host_positions_, 0, count), Rows(positions_, 0, count)));
   }
+  return RunTokens(Rows(ids_, 0, count), {Rows(positions_, 0, count), {}}, rows, logits);
+}
+
+absl::StatusOr<TensorView> Session::QueueToken(const TokenNumbers& numbers) {
+  TANDEM_RETURN_IF_ERROR(RunTokens(numbers.token, {numbers.position, numbers.length}, 1, logits_));
+  return logits_.view();
+}
+
+absl::Status Session::CountToken() {
+  for (KvCache& cache : caches_) TANDEM_RETURN_IF_ERROR(cache.Advance(1));
+  ++position_;
+  return absl::OkStatus();
+}
+
+absl::Status Session::RunTokens(const TensorView& ids, const Place& place, int64_t rows,
+                                const TensorView& logits) {
+  const int64_t count = ids.dim(0);
   EmbeddingArgs embedding;
   embedding.table = model_->weights().embedding;
-  embedding.ids = Rows(ids_, 0, count);
+  embedding.ids = ids;
   embedding.out = Rows(x_, 0, count);
   TANDEM_RETURN_IF_ERROR(EmbeddingInto(context_, embedding));
 
   // Behind the last layer's cache only the rows whose logits are wanted matter.
   const size_t layers = model_->layers_.size();
   for (size_t i = 0; i < layers; ++i) {
-    TANDEM_RETURN_IF_ERROR(RunLayer(i, count, i + 1 < layers ? count : rows));
+    TANDEM_RETURN_IF_ERROR(RunLayer(i, place, i + 1 < layers ? count : rows));
   }
   if (rows == 0) return absl::OkStatus();
   const TensorView normalised = Rows(h_, 0, rows);
@@ -349,19 +366,21 @@ absl::Status Session::RunChunk(std::span<const int32_t> tokens, int64_t rows,
   return MatMulInto(context_, output);
 }
 
-absl::Status Session::RunLayer(size_t index, int64_t tokens, int64_t keep) {
-  TANDEM_RETURN_IF_ERROR(RunAttention(index, tokens, keep));
+absl::Status Session::RunLayer(size_t index, const Place& place, int64_t keep) {
+  TANDEM_RETURN_IF_ERROR(RunAttention(index, place, keep));
   if (keep == 0) return absl::OkStatus();
+  const int64_t first = place.positions.dim(0) - keep;
   for (int64_t begin = 0; begin < keep; begin += ffn_rows_) {
     const int64_t rows = std::min(ffn_rows_, keep - begin);
-    TANDEM_RETURN_IF_ERROR(RunFeedForward(index, Rows(x_, tokens - keep + begin, rows)));
+    TANDEM_RETURN_IF_ERROR(RunFeedForward(index, Rows(x_, first + begin, rows)));
   }
   return absl::OkStatus();
 }
 
 // Keys and values of all tokens go to the cache; queries, and what follows from them, are computed
 // for the last `keep`.
-absl::Status Session::RunAttention(size_t index, int64_t tokens, int64_t keep) {
+absl::Status Session::RunAttention(size_t index, const Place& place, int64_t keep) {
+  const int64_t tokens = place.positions.dim(0);
   const DecoderConfig& c = model_->config();
   const LayerWeights& w = model_->weights().layers[index];
   const Model::Layer& m = model_->layers_[index];
@@ -404,20 +423,24 @@ absl::Status Session::RunAttention(size_t index, int64_t tokens, int64_t keep) {
   append.v_cache = cache.v();
   append.k_scale = cache.k_scale();
   append.v_scale = cache.v_scale();
-  append.position = cache.length();
-  append.rope = {Rows(positions_, 0, tokens), model_->inv_freq_, c.rope.pairing,
-                 model_->rope_magnitude_};
+  if (place.on_device()) {
+    append.cache_lens = place.positions;  // one token
+  } else {
+    append.position = cache.length();
+  }
+  append.rope = {place.positions, model_->inv_freq_, c.rope.pairing, model_->rope_magnitude_};
   TANDEM_RETURN_IF_ERROR(KvAppendInto(context_, append));
-  TANDEM_RETURN_IF_ERROR(cache.Advance(tokens));
+  if (!place.on_device()) TANDEM_RETURN_IF_ERROR(cache.Advance(tokens));
   if (keep == 0) return absl::OkStatus();
 
   const TensorView attended = Rows(attention_, 0, keep);
   AttentionArgs attention;
   attention.q = Heads(q, c.heads);
-  attention.k = cache.Keys();
-  attention.v = cache.Values();
-  attention.k_scale = cache.KeyScales();
-  attention.v_scale = cache.ValueScales();
+  attention.k = place.on_device() ? cache.k() : cache.Keys();
+  attention.v = place.on_device() ? cache.v() : cache.Values();
+  attention.k_scale = place.on_device() ? cache.k_scale() : cache.KeyScales();
+  attention.v_scale = place.on_device() ? cache.v_scale() : cache.ValueScales();
+  attention.kv_lens = place.length;
   attention.out = Heads(attended, c.heads);
   TANDEM_RETURN_IF_ERROR(AttentionInto(context_, attention));
 

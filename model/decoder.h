@@ -132,6 +132,18 @@ class Session {
   // in host memory or on the model's device.
   absl::Status ForwardAll(std::span<const int32_t> tokens, const TensorView& logits);
 
+  // For model/decode_step.h: the forward pass of one token whose numbers are read from memory of
+  // the model's device when the work runs, so that it can be recorded. Each [1], i32, there: the
+  // token, position(), and position() + 1. Returns the logits [1, vocabulary] as Forward does.
+  // Nothing is counted until CountToken, which the caller must not forget when the work is done.
+  struct TokenNumbers {
+    TensorView token, position, length;
+  };
+  absl::StatusOr<TensorView> QueueToken(const TokenNumbers& numbers);
+  absl::Status CountToken();
+  // InvalidArgument: not what can be appended now.
+  absl::Status CheckTokens(std::span<const int32_t> tokens) const;
+
   // Forgets everything from position `length` on. InvalidArgument unless 0 <= length <=
   // position().
   absl::Status Truncate(int64_t length);
@@ -140,13 +152,21 @@ class Session {
   Session(Context& context, std::shared_ptr<const Model> model)
       : context_(context), model_(std::move(model)) {}
 
+  // Where the tokens of a chunk stand: their positions [tokens], and, if the layers shall read it
+  // from the device, the length of the sequence with them [1].
+  struct Place {
+    TensorView positions, length;
+    bool on_device() const { return length.present(); }
+  };
+
   absl::Status Allocate(DType kv_dtype);
-  absl::Status CheckTokens(std::span<const int32_t> tokens) const;
   // Runs checked tokens; the logits of the last `rows` of them go to `logits` [rows, vocabulary].
   absl::Status Run(std::span<const int32_t> tokens, int64_t rows, const TensorView& logits);
   absl::Status RunChunk(std::span<const int32_t> tokens, int64_t rows, const TensorView& logits);
-  absl::Status RunLayer(size_t index, int64_t tokens, int64_t keep);
-  absl::Status RunAttention(size_t index, int64_t tokens, int64_t keep);
+  absl::Status RunTokens(const TensorView& ids, const Place& place, int64_t rows,
+                         const TensorView& logits);
+  absl::Status RunLayer(size_t index, const Place& place, int64_t keep);
+  absl::Status RunAttention(size_t index, const Place& place, int64_t keep);
   absl::Status RunFeedForward(size_t index, const TensorView& x);
 
   Context& context_;

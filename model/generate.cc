@@ -6,8 +6,6 @@
 #include <utility>
 
 #include "core/status.h"
-#include "dispatch/copy.h"
-#include "dispatch/ops.h"
 
 namespace tandem {
 namespace {
@@ -15,59 +13,6 @@ namespace {
 double SecondsSince(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
-
-// Chooses one token from logits [1, vocabulary], which stay where they are: of a GPU's only the
-// token and its logit come back.
-class Chooser {
- public:
-  static absl::StatusOr<Chooser> Create(Context& context, DeviceKind device) {
-    Chooser chooser(context, device);
-    for (auto& [tensor, dtype] :
-         {std::pair(&chooser.token_, DType::kI32), std::pair(&chooser.uniform_, DType::kF32)}) {
-      TANDEM_ASSIGN_OR_RETURN(*tensor, AllocateOn(context, device, dtype, {1}));
-    }
-    return chooser;
-  }
-
-  absl::StatusOr<int32_t> Choose(const TensorView& logits, const SamplingOptions& options,
-                                 uint64_t index) {
-    if (options.temperature == 0.0f) {
-      ArgMaxArgs args;
-      args.x = logits;
-      args.out = token_;
-      TANDEM_RETURN_IF_ERROR(ArgMaxInto(context_, args));
-    } else {
-      float uniform = UniformNumber(options.seed, index);
-      TANDEM_RETURN_IF_ERROR(Copy(context_, MakeView(&uniform, DType::kF32, {1}), uniform_));
-      SampleArgs args;
-      args.logits = logits;
-      args.uniform = uniform_;
-      args.out = token_;
-      args.temperature = options.temperature;
-      args.top_k = options.top_k;
-      args.top_p = options.top_p;
-      TANDEM_RETURN_IF_ERROR(SampleInto(context_, args));
-    }
-    int32_t token = 0;
-    TANDEM_RETURN_IF_ERROR(Copy(context_, token_, MakeView(&token, DType::kI32, {1})));
-    TANDEM_RETURN_IF_ERROR(Synchronize(context_, device_));
-    float logit = 0.0f;
-    TANDEM_RETURN_IF_ERROR(Copy(context_, Slice(Select(logits, 0, 0), 0, token, 1),
-                                MakeView(&logit, DType::kF32, {1})));
-    TANDEM_RETURN_IF_ERROR(Synchronize(context_, device_));
-    if (std::isnan(logit)) {
-      return absl::DataLossError("the model's logits are not numbers: its weights are damaged");
-    }
-    return token;
-  }
-
- private:
-  Chooser(Context& context, DeviceKind device) : context_(context), device_(device) {}
-
-  Context& context_;
-  DeviceKind device_;
-  Tensor token_, uniform_;  // [1]
-};
 
 // Lets text through up to a stop string; holds back what may become one.
 class StopFilter {
@@ -169,14 +114,6 @@ std::string_view Name(StopReason reason) {
   return "unknown";
 }
 
-float UniformNumber(uint64_t seed, uint64_t index) {
-  uint64_t z = seed + (index + 1) * 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  z ^= z >> 31;
-  return static_cast<float>(z >> 40) * 0x1p-24f;
-}
-
 double GenerateStats::PromptTokensPerSecond() const {
   return prompt_seconds > 0.0 ? static_cast<double>(prompt_tokens) / prompt_seconds : 0.0;
 }
@@ -199,9 +136,9 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
                           tokenizer.Encode(prompt, {.add_special = session.position() == 0,
                                                     .parse_special = options.parse_special}));
   if (ids.empty()) return InvalidArgument("prompt: expected text that gives at least one token");
-  TANDEM_ASSIGN_OR_RETURN(Chooser chooser,
-                          Chooser::Create(session.context(), session.model().device()));
-  TANDEM_ASSIGN_OR_RETURN(TensorView logits, RunPrompt(session, ids, options));
+  TANDEM_ASSIGN_OR_RETURN(DecodeSteps steps,
+                          DecodeSteps::Create(session, options.sampling, options.cuda_graph));
+  TANDEM_ASSIGN_OR_RETURN(const TensorView logits, RunPrompt(session, ids, options));
 
   Generation result;
   GenerateStats& stats = result.stats;
@@ -219,10 +156,11 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
     result.stop = StopReason::kCancelled;
     return stopped = true;
   };
+  int32_t token = 0;
+  if (options.max_tokens > 0) {
+    TANDEM_ASSIGN_OR_RETURN(token, steps.Choose(logits, 0));
+  }
   while (stats.generated_tokens < options.max_tokens) {
-    TANDEM_ASSIGN_OR_RETURN(
-        const int32_t token,
-        chooser.Choose(logits, options.sampling, static_cast<uint64_t>(stats.generated_tokens)));
     result.tokens.push_back(token);
     ++stats.generated_tokens;
     if (!options.ignore_end_tokens && tokenizer.vocabulary().EndsGeneration(token)) {
@@ -242,7 +180,8 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
       result.stop = StopReason::kContextFull;
       break;
     }
-    TANDEM_ASSIGN_OR_RETURN(logits, session.Forward({&token, 1}));
+    TANDEM_ASSIGN_OR_RETURN(token,
+                            steps.Next(token, static_cast<uint64_t>(stats.generated_tokens)));
     ++stats.forwarded_tokens;
   }
   if (!stopped) {  // what was held back can no longer become anything else
@@ -252,6 +191,9 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
     if (!emit(last) && !found) emit(filter.Finish());
   }
   stats.generation_seconds = SecondsSince(generation_begin);
+  stats.graph_captures = steps.captures();
+  stats.graph_launches = steps.launches();
+  stats.steps = std::string(steps.mode());
   return result;
 }
 

@@ -9,22 +9,11 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "model/decode_step.h"
 #include "model/decoder.h"
 #include "model/tokenizer.h"
 
 namespace tandem {
-
-struct SamplingOptions {
-  float temperature = 0.0f;  // 0: greedy, the rest is ignored
-  int64_t top_k = 0;         // 0: no limit
-  float top_p = 1.0f;        // (0, 1]
-  // The same seed gives the same text on every machine whose logits agree.
-  uint64_t seed = 0;
-};
-
-// The `index`-th number of a seed's sequence, uniform in [0, 1), a multiple of 2^-24. A function of
-// its arguments alone: the splitmix64 sequence (Steele, Lea, Flood 2014), its upper 24 bits.
-float UniformNumber(uint64_t seed, uint64_t index);
 
 enum class StopReason : uint8_t {
   kEndToken,    // the model produced a token that ends the text
@@ -40,6 +29,7 @@ struct GenerateOptions {
   SamplingOptions sampling;
   std::vector<std::string> stop;  // none may be empty
   bool ignore_end_tokens = false;
+  bool cuda_graph = true;     // on a GPU: a token is one graph (model/decode_step.h)
   bool parse_special = true;  // of the prompt, see EncodeOptions
 
   // Called with each piece of text as soon as it is certain: valid UTF-8, no part of a stop string.
@@ -55,6 +45,9 @@ struct GenerateStats {
   int64_t generated_tokens = 0;     // an end token included
   int64_t forwarded_tokens = 0;     // of those, how many went through the model again
   double generation_seconds = 0.0;  // of those forwards, and of all sampling
+  int64_t graph_captures = 0;       // graphs made for those forwards
+  int64_t graph_launches = 0;       // forwards that were one launch of a graph
+  std::string steps;                // how forwards ran, and why: DecodeSteps::mode
 
   double PromptTokensPerSecond() const;
   double GenerationTokensPerSecond() const;  // forwarded tokens per second

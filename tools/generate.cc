@@ -117,21 +117,34 @@ absl::Status Run(const Options& o) {
                            {"prompt_tokens", stats.prompt_tokens},
                            {"prompt_tokens_per_second", stats.PromptTokensPerSecond()},
                            {"generated_tokens", stats.generated_tokens},
-                           {"generation_tokens_per_second", stats.GenerationTokensPerSecond()}};
+                           {"generation_tokens_per_second", stats.GenerationTokensPerSecond()},
+                           {"graph_captures", stats.graph_captures},
+                           {"graph_launches", stats.graph_launches},
+                           {"steps", stats.steps}};
     if (o.explain) json["ops"] = ExplainJson(*context);
     // A model may emit bytes that are not UTF-8 in special tokens: replace rather than fail.
     std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     return absl::OkStatus();
   }
+  const std::string graphs =
+      stats.graph_captures == 0
+          ? ""
+          : absl::StrFormat(", %d of them by %s", stats.graph_launches,
+                            stats.graph_captures == 1
+                                ? "one graph"
+                                : absl::StrFormat("%d graphs", stats.graph_captures));
   std::cout << "\n" << std::flush;
   std::cerr << Styled(absl::StrFormat("prompt %d tokens, %.1f tokens/s; generation %d tokens, "
-                                      "%.1f tokens/s; stopped by %s",
+                                      "%.1f tokens/s%s; stopped by %s",
                                       stats.prompt_tokens, stats.PromptTokensPerSecond(),
                                       stats.generated_tokens, stats.GenerationTokensPerSecond(),
-                                      std::string(Name(result.stop))),
+                                      graphs, std::string(Name(result.stop))),
                       Style::kDim, UseColor(2))
             << "\n";
-  if (o.explain) PrintExplain(*context);
+  if (o.explain) {
+    std::cerr << "steps: " << stats.steps << "\n";
+    PrintExplain(*context);
+  }
   return absl::OkStatus();
 }
 
@@ -162,6 +175,11 @@ void AddGenerate(CLI::App& app, Action& action) {
   command->add_option("--stop", o->generate.stop, "stop before this text (repeatable)");
   command->add_flag("--ignore-end", o->generate.ignore_end_tokens,
                     "go on when the model ends the text");
+  command
+      ->add_option_function<std::string>(
+          "--cuda-graph", [o](const std::string& value) { o->generate.cuda_graph = value == "on"; },
+          "on a GPU: launch each token as one graph: on (default) or off; not while tracing")
+      ->check(CLI::IsMember({"on", "off"}));
   command->add_flag("--no-prompt", o->no_prompt, "print only what is generated");
   command->add_option("--trace", o->trace,
                       "write a Chrome/Perfetto trace of every op to this file");

@@ -355,10 +355,16 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     const std::lock_guard<std::mutex> lock(mutex_);
     return calls_;
   }
+  int64_t calls(const std::string& call) const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = calls_by_name_.find(call);
+    return found == calls_by_name_.end() ? 0 : found->second;
+  }
 
   absl::Status Enter(const char* call) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     ++calls_;
+    ++calls_by_name_[call];
     if (armed_ && (fault_.call.empty() || fault_.call == call) && --fault_.ordinal <= 0) {
       armed_ = false;
       happened_ = true;
@@ -486,6 +492,7 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
   uint64_t streams_made_ = 0;
   int64_t library_objects_ = 0;
   int64_t calls_ = 0;
+  std::map<std::string, int64_t> calls_by_name_;
   Fault fault_;
   bool armed_ = false;
   bool happened_ = false;

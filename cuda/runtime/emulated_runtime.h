@@ -78,6 +78,8 @@ class EmulatedRuntime : public Runtime {
   virtual void Heal() = 0;
   virtual EmulatedStats stats() const = 0;
   virtual int64_t calls() const = 0;
+  // Those of one name (as in Fault::call).
+  virtual int64_t calls(const std::string& call) const = 0;
 
   // For stand-ins of libraries that run on the device (cuda/blas/host_blas.h).
   // Counts a call, and fails it if it is to fail.
