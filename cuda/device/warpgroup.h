@@ -34,6 +34,18 @@ struct MatrixDescriptor {
   uint64_t bits;
 };
 
+// The same layout `bytes` (a multiple of 16) further on.
+TANDEM_HOST_DEVICE inline MatrixDescriptor Advance(MatrixDescriptor d, uint32_t bytes) {
+  return {d.bits + (bytes >> 4)};
+}
+
+// Does the code being compiled have these instructions? A kernel made of them has no body elsewhere.
+#if TANDEM_CUDA_EMULATED || !defined(__CUDA_ARCH__) || __CUDA_ARCH_FEAT_SM90_ALL
+inline constexpr bool kHasWarpgroups = true;
+#else
+inline constexpr bool kHasWarpgroups = false;
+#endif
+
 namespace internal {
 
 TANDEM_HOST_DEVICE inline MatrixDescriptor EncodeMatrixDescriptor(uint32_t address, Swizzle swizzle,

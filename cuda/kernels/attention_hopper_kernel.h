@@ -1,0 +1,613 @@
+// Attention of many queries on compute capability 9.0: FlashAttention-3's pipeline (Shah et al.
+// 2024), of which attention_hopper_*.cu instantiate one head dimension each.
+//
+// A block per multiprocessor takes tiles of 64 queries per consumer warpgroup. One thread of the
+// producer warpgroup copies tiles of K and of V by TMA, the last keys first, into two rings of two
+// slots; the consumers multiply them by wgmma:
+//
+//   S = Q K(i)            Q and K from shared memory
+//   O = O + P V(i - 1)    P from registers: the layout of accumulators is that of operands
+//   both under way; softmax of S as soon as it is there, while the tensor cores work on O; then
+//   O is rescaled and S, rounded to the type of V, becomes P
+//
+// The warpgroups take turns at issuing products (named barriers), so that one computes
+// exponentials while another multiplies. Keys that not every query of the tile sees are masked in
+// tiles that hold such keys only. What is hidden may be NaN: there the scores are replaced, and
+// values that are not finite are looked for, added to the rows that see them, and made 0 in shared
+// memory before they are multiplied with the zeros of the others.
+//
+// Memory traffic: K and V once per tile of queries, mostly from the L2 cache (HopperWorkOf), the
+// rest once. Range: see Supports in attention_hopper.cc.
+#pragma once
+
+#include <type_traits>
+
+#include "core/ops/online_softmax.h"
+#include "cuda/device/bulk_copy.h"
+#include "cuda/device/chunk.h"
+#include "cuda/device/math.h"
+#include "cuda/device/matrix.h"
+#include "cuda/device/mbarrier.h"
+#include "cuda/device/shared.h"
+#include "cuda/device/sync.h"
+#include "cuda/device/warp.h"
+#include "cuda/device/warpgroup.h"
+#include "cuda/kernels/attention_hopper_work.h"
+#include "cuda/kernels/attention_scores.h"
+
+namespace tandem::cuda::TANDEM_CUDA_TARGET {
+namespace hopper {
+
+inline constexpr int kGroup = 128;     // threads of a warpgroup
+inline constexpr int kGroupRows = 64;  // of its products
+inline constexpr int kRowBytes = 128;  // of a row of a block of 64 columns
+
+// Barriers in shared memory.
+struct Rings {
+  Mbarrier* all;
+  __device__ Mbarrier* k_full(uint32_t slot) const { return all + slot; }
+  __device__ Mbarrier* k_empty(uint32_t slot) const { return all + kHopperStages + slot; }
+  __device__ Mbarrier* v_full(uint32_t slot) const { return all + 2 * kHopperStages + slot; }
+  __device__ Mbarrier* v_empty(uint32_t slot) const { return all + 3 * kHopperStages + slot; }
+};
+static_assert(sizeof(Mbarrier) == sizeof(uint64_t));
+static_assert(kHopperStages == 2);
+__device__ inline uint32_t SlotOf(uint32_t step) { return step & 1u; }
+__device__ inline uint32_t ParityOf(uint32_t step) { return step >> 1 & 1u; }
+
+// Named barriers; 0 is SyncThreads.
+__device__ inline int OwnBarrier(int group) { return 1 + group; }
+inline constexpr int kConsumersBarrier = 4;
+__device__ inline int TurnBarrier(int group) { return 5 + group; }
+
+// Byte offset, in a tile of `rows` rows, of unit `unit` (8 elements) of row `row`.
+__device__ inline int UnitOffset(int rows, int row, int unit) {
+  return (unit / 8 * rows + row) * kRowBytes + ((unit ^ row) & 7) * 16;
+}
+
+// --- the producer: one thread
+
+// Where piece `i` of a tile of keys lies. Outside the pool: a plane that a copy fills with zeros.
+struct PiecePlace {
+  int32_t plane, row;
+  bool inside;
+};
+template <int kKeys>
+__device__ inline PiecePlace PieceOf(const HopperParams& params, const HopperWork& w, int tile,
+                                     int i) {
+  const AttentionParams& p = params.attention;
+  const int64_t key = int64_t{tile} * kKeys + i * params.piece;
+  if (!p.paged) {
+    return {static_cast<int32_t>(w.sequence.batch), static_cast<int32_t>(key), true};
+  }
+  const Divisor::Result page = p.page_size.Divide(key);
+  const auto row = static_cast<int32_t>(page.remainder);
+  // Entries behind the last page in use are not looked at.
+  const bool used = key < w.sequence.rule.kv_len;
+  const int64_t plane = used ? p.page_table.At(w.sequence.batch, page.quotient) : -1;
+  if (plane >= 0 && plane < p.k.dims[0]) return {static_cast<int32_t>(plane), row, true};
+  return {static_cast<int32_t>(p.k.dims[0]), row, !used};
+}
+
+template <int kDim, int kKeys>
+__device__ inline void CopyTile(const HopperParams& params, const HopperWork& w, int tile,
+                                const TensorMap* map, const int32_t (&steps)[2], uint16_t* to,
+                                Mbarrier* full) {
+  MbarrierArriveExpect(full, kDim * kKeys * 2);
+#pragma unroll 1
+  for (int i = 0; i * params.piece < kKeys; ++i) {
+    const PiecePlace place = PieceOf<kKeys>(params, w, tile, i);
+    const bool pool = place.plane < params.attention.k.dims[0];
+    const int32_t plane = pool ? place.plane * steps[1] : place.plane;
+#pragma unroll 1
+    for (int block = 0; block < kDim / 64; ++block) {
+      const int32_t at[4] = {block * 64, place.row, w.kv_head * steps[0], plane};
+      TensorLoad(to + (block * kKeys + i * params.piece) * 64, map, at, full);
+    }
+  }
+}
+
+template <int kDim, bool kVariants>
+__device__ inline void Produce(const HopperParams& params, const HopperShared& shared,
+                               const Rings& rings) {
+  constexpr HopperTile kTile = HopperTileOf(kDim, kVariants);
+  constexpr int kKeys = kTile.keys;
+  PrefetchTensorMap(&params.k);
+  PrefetchTensorMap(&params.v);
+  uint32_t step = 0;
+#pragma unroll 1
+  for (uint32_t round = 0; round * gridDim.x < params.tiles; ++round) {
+    const uint32_t tile = HopperTileOfRound(round);
+    if (tile >= params.tiles) continue;
+    const HopperWork w = HopperWorkOf<kTile.rows(), kKeys>(params, tile);
+#pragma unroll 1
+    for (int n = w.end - 1; n >= w.begin; --n, ++step) {
+      const uint32_t slot = SlotOf(step), before = ParityOf(step) ^ 1u;
+      MbarrierWait(rings.k_empty(slot), before);
+      if (params.attention.paged) {  // seen by those who wait for the copies
+        uint32_t bits = 0;
+        for (int i = 0; i * params.piece < kKeys; ++i) {
+          bits |= static_cast<uint32_t>(PieceOf<kKeys>(params, w, n, i).inside) << i;
+        }
+        shared.missing[slot] = ~bits & ((1u << (kKeys / params.piece)) - 1u);
+      }
+      CopyTile<kDim, kKeys>(params, w, n, &params.k, params.k_steps,
+                            shared.k + slot * kKeys * kDim, rings.k_full(slot));
+      MbarrierWait(rings.v_empty(slot), before);
+      CopyTile<kDim, kKeys>(params, w, n, &params.v, params.v_steps,
+                            shared.v + slot * kKeys * kDim, rings.v_full(slot));
+    }
+  }
+}
+
+// --- the consumers
+
+// What a thread knows of its two rows of the tile: r = 0 and 1 for accumulators d[4 j + 2 r + i].
+struct Rows {
+  const HopperRow* at;  // row r: at[8 r]
+  float factor[2];      // exponent = factor * score
+  float max[2];         // of the exponents
+  float sum[2];         // of this thread's columns
+};
+
+// The query's rows, 64 of one consumer, to shared memory as T. Rows of another type than T = F16
+// are scaled by a power of two first, so that nothing overflows.
+template <typename T, int kDim>
+__device__ inline void LoadQueries(const AttentionParams& p, const HopperWork& w, int group,
+                                   uint16_t* tile, HopperRow* rows) {
+  constexpr DType kType = std::is_same_v<T, F16> ? DType::kF16 : DType::kBF16;
+  constexpr int kUnits = kDim / 8, kRowsAtOnce = kGroup / kUnits;
+  const int t = static_cast<int>(threadIdx.x) % kGroup, unit = t % kUnits;
+  const int64_t base = w.sequence.q_batch * p.q.strides[0] + w.head * p.q.strides[1] +
+                       (w.sequence.q_begin + w.first_query) * p.q.strides[2] + unit * 8;
+#pragma unroll 2
+  for (int pass = 0; pass < kGroupRows / kRowsAtOnce; ++pass) {
+    const int row = pass * kRowsAtOnce + t / kUnits;
+    const int64_t in_tile = group * kGroupRows + row;
+    Packed<16> words = {};
+    float factor = 1.0f;
+    RawChunk raw = {};
+    const bool real = in_tile < w.rows;
+    if (real) {
+      const int64_t at = base + in_tile * p.q.strides[2];
+      raw = LoadRawChunk(p.q, at, {0, 4});
+    }
+    if (p.q.dtype == kType) {
+      words = raw.first;
+    } else {
+      Chunk chunk = ToFloats(raw, p.q.dtype);
+      if (std::is_same_v<T, F16>) {
+        float most = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const float x = Abs(chunk.x[i]);
+          if (x < HUGE_VALF && x > most) most = x;
+        }
+#pragma unroll
+        for (int other = kUnits / 2; other > 0; other /= 2) {
+          const float theirs = ShuffleXor(most, other);
+          most = theirs > most ? theirs : most;
+        }
+        // 2^(14 - e) for most = 2^e * 1.xxx, within what f32 can hold.
+        const int exponent = static_cast<int>(std::bit_cast<uint32_t>(most) >> 23) - 127;
+        const int shift = most == 0.0f ? 0 : exponent < -100 ? 114 : 14 - exponent;
+        const float scale = std::bit_cast<float>(static_cast<uint32_t>(127 + shift) << 23);
+        factor = std::bit_cast<float>(static_cast<uint32_t>(127 - shift) << 23);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) chunk.x[i] *= scale;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words.words[i] = RoundPair<T>(chunk.x[2 * i], chunk.x[2 * i + 1]);
+      }
+    }
+    StorePacked(reinterpret_cast<char*>(tile) + UnitOffset(kGroupRows, row, unit), words);
+    if (unit == 0) rows[row].q_factor = factor;
+  }
+}
+
+template <typename T, int kDim, bool kVariants>
+struct Consumer {
+  static constexpr HopperTile kTile = HopperTileOf(kDim, kVariants);
+  static constexpr int kKeys = kTile.keys;
+  static constexpr int kConsumerThreads = kGroup * kTile.consumers;
+  static constexpr int kTileBytes = kKeys * kDim * 2;
+
+  // S = Q K^T. Leaves the products uncommitted.
+  __device__ static void MultiplyKeys(float (&s)[kKeys / 2], MatrixDescriptor q,
+                                      MatrixDescriptor k) {
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) {
+      const uint32_t column = static_cast<uint32_t>(i % 4 * 32);
+      const auto block = static_cast<uint32_t>(i / 4 * kRowBytes);
+      WarpgroupMultiply<T, kKeys>(s, Advance(q, block * kGroupRows + column),
+                                  Advance(k, block * kKeys + column), i > 0);
+    }
+  }
+  // O += P V.
+  __device__ static void MultiplyValues(float (&o)[kDim / 2], const uint32_t (&p)[kKeys / 16][4],
+                                        MatrixDescriptor v) {
+#pragma unroll
+    for (int i = 0; i < kKeys / 16; ++i) {
+      WarpgroupMultiply<T, kDim, /*kTransposeB=*/true>(
+          o, p[i], Advance(v, static_cast<uint32_t>(i * 16 * kRowBytes)), true);
+    }
+  }
+
+  // Hides what the rule hides of a tile whose first key is `key`, and pieces that lie nowhere.
+  __device__ static void Mask(float (&s)[kKeys / 2], const Rows& rows, int key, uint32_t missing,
+                              int piece) {
+    const int column = key + static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int first = rows.at[8 * r].first;
+      const auto low = static_cast<uint32_t>(first - column);
+      const auto width = static_cast<uint32_t>(rows.at[8 * r].last - first);
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[4 * j + 2 * r + i];
+          x = static_cast<uint32_t>(8 * j + i) - low < width ? x : kNegInf;
+        }
+      }
+    }
+    if (missing != 0) {
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+        if ((missing >> (8 * j / piece) & 1u) == 0) continue;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[4 * j + i] = kNegInf;
+      }
+    }
+  }
+
+  // Soft cap and ALiBi; what is hidden is hidden afterwards.
+  __device__ static void ApplyVariants(const AttentionParams& p, float (&s)[kKeys / 2],
+                                       const Rows& rows, int64_t head, int key) {
+    const int column = key + static_cast<int>(threadIdx.x) % 4 * 2;
+    const float slope = SlopeOf(p, head);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float scale = p.scale * rows.at[8 * r].q_factor;
+      const int position = rows.at[8 * r].position - column;
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[4 * j + 2 * r + i];
+          float score = scale * x;
+          if (p.softcap > 0.0f) score = p.softcap * Tanh(score * p.inverse_softcap);
+          const int distance = position - (8 * j + i);
+          score -= slope * static_cast<float>(distance < 0 ? -distance : distance);
+          x = score * kLog2E;
+        }
+      }
+    }
+  }
+
+  // Scores become exponentials of their distance to the row's maximum so far; `shrink`: what is in
+  // the accumulators is to be multiplied with it.
+  __device__ static void Softmax(float (&s)[kKeys / 2], Rows& rows, float (&shrink)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most[2] = {kNegInf, kNegInf};
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) most[i] = fmaxf(most[i], s[4 * j + 2 * r + i]);
+      }
+      float max = fmaxf(most[0], most[1]);
+      max = fmaxf(max, ShuffleXor(max, 1));
+      max = fmaxf(max, ShuffleXor(max, 2));
+      max = fmaxf(rows.max[r], rows.factor[r] * max);
+      const float base = max == kNegInf ? 0.0f : max;
+      shrink[r] = Exp2Fast(rows.max[r] - base);
+      rows.max[r] = max;
+      float sums[2] = {};
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[4 * j + 2 * r + i];
+          x = Exp2Fast(MultiplyAdd(x, rows.factor[r], -base));
+          sums[i] += x;
+        }
+      }
+      rows.sum[r] = MultiplyAdd(rows.sum[r], shrink[r], sums[0] + sums[1]);
+    }
+  }
+  __device__ static void Round(const float (&s)[kKeys / 2], uint32_t (&p)[kKeys / 16][4]) {
+#pragma unroll
+    for (int i = 0; i < kKeys / 16; ++i) {
+#pragma unroll
+      for (int x = 0; x < 4; ++x) p[i][x] = RoundPair<T>(s[8 * i + 2 * x], s[8 * i + 2 * x + 1]);
+    }
+  }
+  __device__ static void Shrink(float (&o)[kDim / 2], const float (&shrink)[2]) {
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[4 * j + i] *= shrink[i / 2];
+    }
+  }
+
+  // Of a tile that some query does not see all of: values that are not finite would reach its row
+  // as 0 * NaN. They are added to the rows that see them, whose weight then does not matter, and
+  // made 0. All consumers take part; `step` names the tile.
+  __device__ static void RemoveNonFinite(uint16_t* v, const HopperShared& shared, uint32_t step,
+                                         float (&o)[kDim / 2], const Rows& rows, int key,
+                                         uint32_t missing, int piece) {
+    const int t = static_cast<int>(threadIdx.x) - kGroup, lane = t % 32;
+    auto* units = reinterpret_cast<Packed<16>*>(v);
+    bool found = false;
+#pragma unroll 4
+    for (int i = t; i < kTileBytes / 16; i += kConsumerThreads) {
+      const Packed<16> unit = LoadPacked<16>(units + i);
+#pragma unroll
+      for (int x = 0; x < 4; ++x) found = found || AnyNonFinite<T>(unit.words[x]);
+    }
+    // Nobody is two tiles ahead of another: two marks take turns.
+    uint32_t* suspect = shared.suspects + SlotOf(step);
+    if (found) AtomicMax<Scope::kBlock>(suspect, step + 1);
+    NamedBarrierSync(kConsumersBarrier, kConsumerThreads);
+    if (*suspect != step + 1) return;
+#pragma unroll 1
+    for (int j = 0; j < kKeys; ++j) {
+      bool sees[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        sees[r] = key + j >= rows.at[8 * r].first && key + j < rows.at[8 * r].last &&
+                  (missing >> (j / piece) & 1u) == 0;
+      }
+#pragma unroll
+      for (int unit = 0; unit < kDim / 8; ++unit) {
+        const auto* words = reinterpret_cast<const uint32_t*>(
+            reinterpret_cast<const char*>(v) + UnitOffset(kKeys, j, unit));
+        const uint32_t word = words[lane % 4];
+        if (!AnyNonFinite<T>(word)) continue;
+        const FloatPair both = std::is_same_v<T, F16> ? UnpackF16(word) : UnpackBF16(word);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          if (sees[r] && !IsFinite(both.low)) o[4 * unit + 2 * r] += both.low;
+          if (sees[r] && !IsFinite(both.high)) o[4 * unit + 2 * r + 1] += both.high;
+        }
+      }
+    }
+    NamedBarrierSync(kConsumersBarrier, kConsumerThreads);
+#pragma unroll 1
+    for (int i = t; i < kTileBytes / 16; i += kConsumerThreads) {
+      Packed<16> unit = LoadPacked<16>(units + i);
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        if (AnyNonFinite<T>(unit.words[x] & 0x0000FFFFu)) unit.words[x] &= 0xFFFF0000u;
+        if (AnyNonFinite<T>(unit.words[x] & 0xFFFF0000u)) unit.words[x] &= 0x0000FFFFu;
+      }
+      StorePacked(units + i, unit);
+    }
+    FenceProxyAsync();
+    NamedBarrierSync(kConsumersBarrier, kConsumerThreads);
+  }
+
+  __device__ static void Release(Mbarrier* empty) {
+    if (threadIdx.x % 32 == 0) MbarrierArrive(empty);
+  }
+
+  // Where the group's rows lie and what they see; q_factor is there already.
+  __device__ static void Describe(const HopperWork& w, int group, HopperRow* rows,
+                                  HopperPlace* place) {
+    const int row = static_cast<int>(threadIdx.x) % kGroup;
+    if (row == kGroup - 1) {
+      *place = {w.sequence.q_batch, w.head, w.sequence.q_begin + w.first_query, w.rows,
+                w.rows_kept};
+    }
+    if (row >= kGroupRows) return;
+    HopperRow& to = rows[row];
+    to.first = to.last = to.position = 0;
+    const int in_tile = group * kGroupRows + row;
+    if (in_tile >= w.rows) return;
+    const int64_t query = w.first_query + in_tile;
+    const KeyRange range = w.sequence.rule.Range(query);
+    to.first = static_cast<int32_t>(range.begin);
+    to.last = static_cast<int32_t>(range.end);
+    to.position = static_cast<int32_t>(w.sequence.rule.Position(query));
+  }
+  __device__ static Rows RowsOf(const AttentionParams& p, const HopperRow* at) {
+    Rows rows;
+    rows.at = at;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      rows.factor[r] = kVariants ? 1.0f : p.scale * kLog2E * at[8 * r].q_factor;
+      rows.max[r] = kNegInf;
+      rows.sum[r] = 0.0f;
+    }
+    return rows;
+  }
+
+  // Writes output and log-sum-exp of the thread's rows.
+  __device__ static void Store(const HopperParams& params, const HopperPlace& place, int first_row,
+                               const Rows& rows, const float (&o)[kDim / 2]) {
+    const AttentionParams& p = params.attention;
+    const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum = rows.sum[r], max = rows.max[r], scale = 1.0f;
+      sum += ShuffleXor(sum, 1);
+      sum += ShuffleXor(sum, 2);
+      const int in_tile = first_row + 8 * r;
+      const bool real = in_tile < place.rows;
+      if (real && p.sinks.present()) {  // a key without a value
+        const float sink = p.sinks.As<const float>()[place.head * p.sinks.strides[0]] * kLog2E;
+        const float most = fmaxf(max, sink), base = most == kNegInf ? 0.0f : most;
+        scale = Exp2Fast(max - base);
+        sum = MultiplyAdd(sum, scale, Exp2Fast(sink - base));
+        max = most;
+      }
+      if (in_tile >= place.rows_kept) continue;
+      const bool empty = !real || sum == 0.0f;
+      const float normalizer = empty ? 0.0f : scale * ReciprocalFast(sum);
+      const int64_t row = place.row + in_tile;
+      if (p.lse.present() && column == 0) {
+        p.lse.As<float>()[place.q_batch * p.lse.strides[0] + place.head * p.lse.strides[1] +
+                          row * p.lse.strides[2]] =
+            empty ? kNegInf : MultiplyAdd(max, kLn2, Log(sum));
+      }
+      const int64_t base = place.q_batch * p.out.strides[0] + place.head * p.out.strides[1] +
+                           row * p.out.strides[2] + column * p.out.strides[3];
+#pragma unroll
+      for (int j = 0; j < kDim / 8; ++j) {
+        const float* pair = &o[4 * j + 2 * r];
+        const float low = real ? pair[0] * normalizer : 0.0f;
+        const float high = real ? pair[1] * normalizer : 0.0f;
+        if (!params.out_pairs) {
+          StoreElement(p.out, base + 8 * j * p.out.strides[3], low);
+          StoreElement(p.out, base + (8 * j + 1) * p.out.strides[3], high);
+        } else if (p.out.dtype == DType::kF32) {
+          StorePacked(p.out.As<float>() + base + 8 * j,
+                      Packed<8>{{std::bit_cast<uint32_t>(low), std::bit_cast<uint32_t>(high)}});
+        } else {
+          StorePacked(p.out.As<uint16_t>() + base + 8 * j,
+                      Packed<4>{{PackPair(p.out.dtype, low, high)}});
+        }
+      }
+    }
+  }
+
+  __device__ static void Consume(const HopperParams& params, const HopperShared& shared,
+                                 const Rings& rings, int group) {
+    const AttentionParams& p = params.attention;
+    const int t = static_cast<int>(threadIdx.x) % kGroup;
+    const int row_in_group = t / 32 * 16 + t % 32 / 4;
+    const int first_row = group * kGroupRows + row_in_group;
+    uint16_t* q_tile = shared.q + group * kGroupRows * kDim;
+    const MatrixDescriptor q = DescribeMatrix(q_tile, Swizzle::k128, 16, 8 * kRowBytes);
+    const MatrixDescriptor k = DescribeMatrix(shared.k, Swizzle::k128, 16, 8 * kRowBytes);
+    const MatrixDescriptor v =
+        DescribeMatrix(shared.v, Swizzle::k128, kKeys * kRowBytes, 8 * kRowBytes);
+    const int next_group = group + 1 == kTile.consumers ? 0 : group + 1;
+    if (group + 1 == kTile.consumers) NamedBarrierArrive(TurnBarrier(0), 2 * kGroup);
+
+    uint32_t step = 0;
+#pragma unroll 1
+    for (uint32_t round = 0; round * gridDim.x < params.tiles; ++round) {
+      const uint32_t tile = HopperTileOfRound(round);
+      if (tile >= params.tiles) continue;
+      const HopperWork w = HopperWorkOf<kTile.rows(), kKeys>(params, tile);
+      NamedBarrierSync(OwnBarrier(group), kGroup);  // nobody reads the tile before any more
+      HopperRow* group_rows = shared.rows + group * kGroupRows;
+      LoadQueries<T, kDim>(p, w, group, q_tile, group_rows);
+      Describe(w, group, group_rows, shared.place + group);
+      FenceProxyAsync();
+      NamedBarrierSync(OwnBarrier(group), kGroup);
+      Rows rows = RowsOf(p, group_rows + row_in_group);
+      const HopperPlace& place = shared.place[group];
+
+      float o[kDim / 2];
+#pragma unroll
+      for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
+      if (w.begin < w.end) {
+        float s[kKeys / 2];
+        uint32_t weights[kKeys / 16][4];
+        float shrink[2];
+        uint32_t missing = 0;
+        bool masked = false;
+        // Of the tile n, after its scores are there.
+        const auto soften = [&](int n) {
+          if (p.paged) missing = shared.missing[SlotOf(step)];
+          masked = !w.Whole(n) || missing != 0;
+          Release(rings.k_empty(SlotOf(step)));
+          if constexpr (kVariants) ApplyVariants(p, s, rows, place.head, n * kKeys);
+          if (masked) Mask(s, rows, n * kKeys, missing, params.piece);
+          Softmax(s, rows, shrink);
+        };
+        const auto check_values = [&](int n, uint32_t at) {
+          MbarrierWait(rings.v_full(SlotOf(at)), ParityOf(at));
+          if (masked) {
+            RemoveNonFinite(shared.v + SlotOf(at) * (kKeys * kDim), shared, at, o, rows, n * kKeys,
+                            missing, params.piece);
+          }
+        };
+        MbarrierWait(rings.k_full(SlotOf(step)), ParityOf(step));
+        WarpgroupFence();
+        MultiplyKeys(s, q, Advance(k, SlotOf(step) * kTileBytes));
+        WarpgroupCommit();
+        WarpgroupWait<0>(s);
+        soften(w.end - 1);
+        Round(s, weights);
+#pragma unroll 1
+        for (int n = w.end - 2; n >= w.begin; --n) {
+          check_values(n + 1, step);
+          ++step;
+          MbarrierWait(rings.k_full(SlotOf(step)), ParityOf(step));
+          NamedBarrierSync(TurnBarrier(group), 2 * kGroup);
+          WarpgroupFence();
+          MultiplyKeys(s, q, Advance(k, SlotOf(step) * kTileBytes));
+          WarpgroupCommit();
+          WarpgroupFence();
+          MultiplyValues(o, weights, Advance(v, SlotOf(step - 1) * kTileBytes));
+          WarpgroupCommit();
+          NamedBarrierArrive(TurnBarrier(next_group), 2 * kGroup);
+          WarpgroupWait<1>(s);
+          soften(n);
+          WarpgroupWait<0>(o);
+          Release(rings.v_empty(SlotOf(step - 1)));
+          Shrink(o, shrink);
+          Round(s, weights);
+        }
+        check_values(w.begin, step);
+        WarpgroupFence();
+        MultiplyValues(o, weights, Advance(v, SlotOf(step) * kTileBytes));
+        WarpgroupCommit();
+        WarpgroupWait<0>(o);
+        Release(rings.v_empty(SlotOf(step)));
+        ++step;
+      }
+      Store(params, place, first_row, rows, o);
+    }
+    if (group == 0) NamedBarrierSync(TurnBarrier(0), 2 * kGroup);  // the last arrival
+  }
+};
+
+template <typename T, int kDim, bool kVariants>
+__global__ void __launch_bounds__(HopperTileOf(kDim, kVariants).threads(), 1)
+    AttentionHopperKernel(const __grid_constant__ HopperParams params) {
+  if constexpr (kHasWarpgroups) {
+    constexpr HopperTile kTile = HopperTileOf(kDim, kVariants);
+    SharedCarver carver;
+    const HopperShared shared = CarveHopper(carver, kDim, kVariants);
+    const Rings rings = {reinterpret_cast<Mbarrier*>(shared.barriers)};
+    if (threadIdx.x == 0) {
+      for (uint32_t slot = 0; slot < kHopperStages; ++slot) {
+        MbarrierInit(rings.k_full(slot), 1);
+        MbarrierInit(rings.v_full(slot), 1);
+        MbarrierInit(rings.k_empty(slot), 4 * kTile.consumers);  // a lane of each warp
+        MbarrierInit(rings.v_empty(slot), 4 * kTile.consumers);
+        shared.suspects[slot] = 0;
+      }
+      FenceMbarrierInit();
+    }
+    SyncThreads();
+    if (threadIdx.x < kGroup) {
+      DecreaseRegisters<kTile.producer_registers>();
+      if (threadIdx.x == 0) Produce<kDim, kVariants>(params, shared, rings);
+    } else {
+      IncreaseRegisters<kTile.consumer_registers>();
+      // The same for all lanes, and the compiler knows.
+      const int group = Shuffle(static_cast<int>(threadIdx.x) / kGroup - 1, 0);
+      Consumer<T, kDim, kVariants>::Consume(params, shared, rings, group);
+    }
+  }
+}
+
+template <int kDim>
+KernelFunction FunctionOf(DType dtype, bool variants, const char* name) {
+  if (dtype == DType::kF16) {
+    return variants ? MakeKernelFunction<&AttentionHopperKernel<F16, kDim, true>>(name)
+                    : MakeKernelFunction<&AttentionHopperKernel<F16, kDim, false>>(name);
+  }
+  return variants ? MakeKernelFunction<&AttentionHopperKernel<BF16, kDim, true>>(name)
+                  : MakeKernelFunction<&AttentionHopperKernel<BF16, kDim, false>>(name);
+}
+
+}  // namespace hopper
+}  // namespace tandem::cuda::TANDEM_CUDA_TARGET
