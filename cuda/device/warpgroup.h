@@ -39,7 +39,8 @@ TANDEM_HOST_DEVICE inline MatrixDescriptor Advance(MatrixDescriptor d, uint32_t 
   return {d.bits + (bytes >> 4)};
 }
 
-// Does the code being compiled have these instructions? A kernel made of them has no body elsewhere.
+// Does the code being compiled have these instructions? A kernel made of them has no body
+// elsewhere.
 #if TANDEM_CUDA_EMULATED || !defined(__CUDA_ARCH__) || __CUDA_ARCH_FEAT_SM90_ALL
 inline constexpr bool kHasWarpgroups = true;
 #else

@@ -1,12 +1,13 @@
-// The kernel `hopper` of attention, host side.
+#include "cuda/kernels/attention_hopper.h"
+
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <string>
 
 #include "core/ops/attention.h"
 #include "core/status.h"
-#include "cuda/kernels/attention_hopper.h"
-#include "cuda/kernels/attention_hopper_kernel_entry.h"
+#include "cuda/kernels/attention_hopper_host.h"
 #include "cuda/kernels/attention_setup.h"
 #include "cuda/kernels/shared_bytes.h"
 #include "cuda/stream.h"
@@ -71,50 +72,6 @@ absl::Status SupportsCache(const char* name, const TensorView& cache) {
   return absl::OkStatus();
 }
 
-absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
-  const DeviceInfo& info = CudaStream::Of(context).info();
-  if (info.compute_capability_major != 9 || info.compute_capability_minor != 0) {
-    return Unimplemented("for compute capability 9.0, the device has ",
-                         info.compute_capability_major, ".", info.compute_capability_minor);
-  }
-  const int64_t d = args.head_dim();
-  if ((d != 64 && d != 128 && d != 256) || args.v_head_dim() != d) {
-    return Unimplemented("head dimensions ", d, " and ", args.v_head_dim(),
-                         ", expected 64, 128 or 256, and the same for both");
-  }
-  if (args.q_len() < kFewestQueries) {
-    return Unimplemented(args.q_len(), " queries, expected at least ", kFewestQueries);
-  }
-  if (!Is16Bit(args.k.dtype)) {
-    return Unimplemented("keys of type ", Name(args.k.dtype), ", expected f16 or bf16");
-  }
-  if (args.new_len() > 0) return Unimplemented("keys beside the cache");
-  if (args.bias.present() || args.mask.present()) return Unimplemented("a bias or mask");
-  if (args.kv_len() < 1 || args.kv_len() > kMostKeys) {
-    return Unimplemented(args.kv_len(), " keys, expected 1..", kMostKeys);
-  }
-  if (args.paged() && PieceOf(args) % 8 != 0) {
-    return Unimplemented("pages of ", args.page_size(), " keys, expected a multiple of 8");
-  }
-  if (HeadsOf(args) * BlocksOf(args) >= kMostTiles) return Unimplemented("2^31 tiles of queries");
-  if (!HasVectorRows(args.q)) {
-    return Unimplemented("q: rows that are not side by side on multiples of 16 bytes");
-  }
-  TANDEM_RETURN_IF_ERROR(SupportsCache("k", args.k));
-  TANDEM_RETURN_IF_ERROR(SupportsCache("v", args.v));
-  if (SharedBytesOf(args) > info.shared_memory_per_block_bytes) {
-    return Unimplemented("needs ", SharedBytesOf(args), " bytes of shared memory, the device has ",
-                         info.shared_memory_per_block_bytes);
-  }
-  return absl::OkStatus();
-}
-
-int64_t WorkspaceBytes(const KernelContext&, const AttentionArgs& args) {
-  Workspace workspace = Workspace::Counting();
-  CountAttentionLists(workspace, args);
-  return workspace.bytes_used();
-}
-
 // `steps`: 0 for a dimension whose elements are all the same, which the map then has only once.
 absl::StatusOr<TensorMap> MapOf(Runtime& runtime, const TensorView& cache, int64_t piece,
                                 int32_t (&steps)[2]) {
@@ -155,7 +112,54 @@ KernelFunction FunctionOf(const CudaStream& stream, const AttentionArgs& args) {
                                   : AttentionHopper256Function(stream, dtype, variants);
 }
 
-absl::Status Run(const KernelContext& context, const AttentionArgs& args) {
+}  // namespace
+
+absl::Status AttentionHopperSupports(const KernelContext& context, const AttentionArgs& args) {
+  const DeviceInfo& info = CudaStream::Of(context).info();
+  if (info.compute_capability_major != 9 || info.compute_capability_minor != 0) {
+    return Unimplemented("for compute capability 9.0, the device has ",
+                         info.compute_capability_major, ".", info.compute_capability_minor);
+  }
+  const int64_t d = args.head_dim();
+  if ((d != 64 && d != 128 && d != 256) || args.v_head_dim() != d) {
+    return Unimplemented("head dimensions ", d, " and ", args.v_head_dim(),
+                         ", expected 64, 128 or 256, and the same for both");
+  }
+  if (args.q_len() < kFewestQueries) {
+    return Unimplemented(args.q_len(), " queries, expected at least ", kFewestQueries);
+  }
+  if (!Is16Bit(args.k.dtype)) {
+    return Unimplemented("keys of type ", std::string(Name(args.k.dtype)),
+                         ", expected f16 or bf16");
+  }
+  if (args.new_len() > 0) return Unimplemented("keys beside the cache");
+  if (args.bias.present() || args.mask.present()) return Unimplemented("a bias or mask");
+  if (args.kv_len() < 1 || args.kv_len() > kMostKeys) {
+    return Unimplemented(args.kv_len(), " keys, expected 1..", kMostKeys);
+  }
+  if (args.paged() && PieceOf(args) % 8 != 0) {
+    return Unimplemented("pages of ", args.page_size(), " keys, expected a multiple of 8");
+  }
+  if (HeadsOf(args) * BlocksOf(args) >= kMostTiles) return Unimplemented("2^31 tiles of queries");
+  if (!HasVectorRows(args.q)) {
+    return Unimplemented("q: rows that are not side by side on multiples of 16 bytes");
+  }
+  TANDEM_RETURN_IF_ERROR(SupportsCache("k", args.k));
+  TANDEM_RETURN_IF_ERROR(SupportsCache("v", args.v));
+  if (SharedBytesOf(args) > info.shared_memory_per_block_bytes) {
+    return Unimplemented("needs ", SharedBytesOf(args), " bytes of shared memory, the device has ",
+                         info.shared_memory_per_block_bytes);
+  }
+  return absl::OkStatus();
+}
+
+int64_t AttentionHopperWorkspaceBytes(const KernelContext&, const AttentionArgs& args) {
+  Workspace workspace = Workspace::Counting();
+  CountAttentionLists(workspace, args);
+  return workspace.bytes_used();
+}
+
+absl::Status RunAttentionHopper(const KernelContext& context, const AttentionArgs& args) {
   CudaStream& stream = CudaStream::Of(context);
   const HopperTile tile = TileOf(args);
   HopperParams params = {};
@@ -178,12 +182,6 @@ absl::Status Run(const KernelContext& context, const AttentionArgs& args) {
   config.block.x = tile.threads();
   config.shared_bytes = SharedBytesOf(args);
   return stream.Launch(FunctionOf(stream, args), config, params);
-}
-
-}  // namespace
-
-Kernel<AttentionArgs> AttentionHopperKernel() {
-  return {"hopper", DeviceKind::kCuda, Supports, WorkspaceBytes, Run};
 }
 
 }  // namespace tandem::cuda

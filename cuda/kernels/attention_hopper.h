@@ -32,11 +32,11 @@ struct HopperParams {
   AttentionParams attention;
   // [D, keys, kv heads, planes], planes being sequences or pages; boxes of 64 x `piece`.
   TensorMap k, v;
-  int32_t piece;              // rows of a tile that one copy fetches
-  int32_t k_steps[2];         // kv head, plane: 0 if broadcast, else 1
+  int32_t piece;       // rows of a tile that one copy fetches
+  int32_t k_steps[2];  // kv head, plane: 0 if broadcast, else 1
   int32_t v_steps[2];
   // Tiles of queries: (head of a sequence) x (row block), see TileOf.
-  uint32_t tiles, blocks;  // blocks: per head; of a packed batch those of all sequences
+  uint32_t tiles, blocks;   // blocks: per head; of a packed batch those of all sequences
   uint32_t heads, section;  // of all sequences; those that are worked on at the same time
   bool out_pairs;           // two neighbouring outputs can be stored as one word
 };

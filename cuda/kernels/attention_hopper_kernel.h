@@ -131,11 +131,11 @@ __device__ inline void Produce(const HopperParams& params, const HopperShared& s
         }
         shared.missing[slot] = ~bits & ((1u << (kKeys / params.piece)) - 1u);
       }
-      CopyTile<kDim, kKeys>(params, w, n, &params.k, params.k_steps,
-                            shared.k + slot * kKeys * kDim, rings.k_full(slot));
+      CopyTile<kDim, kKeys>(params, w, n, &params.k, params.k_steps, shared.k + slot * kKeys * kDim,
+                            rings.k_full(slot));
       MbarrierWait(rings.v_empty(slot), before);
-      CopyTile<kDim, kKeys>(params, w, n, &params.v, params.v_steps,
-                            shared.v + slot * kKeys * kDim, rings.v_full(slot));
+      CopyTile<kDim, kKeys>(params, w, n, &params.v, params.v_steps, shared.v + slot * kKeys * kDim,
+                            rings.v_full(slot));
     }
   }
 }
@@ -362,8 +362,8 @@ struct Consumer {
       }
 #pragma unroll
       for (int unit = 0; unit < kDim / 8; ++unit) {
-        const auto* words = reinterpret_cast<const uint32_t*>(
-            reinterpret_cast<const char*>(v) + UnitOffset(kKeys, j, unit));
+        const auto* words = reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(v) +
+                                                              UnitOffset(kKeys, j, unit));
         const uint32_t word = words[lane % 4];
         if (!AnyNonFinite<T>(word)) continue;
         const FloatPair both = std::is_same_v<T, F16> ? UnpackF16(word) : UnpackBF16(word);

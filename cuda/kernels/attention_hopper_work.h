@@ -32,9 +32,9 @@ __device__ inline HopperBlock PackedBlockOf(const AttentionParams& p, int64_t bl
 #pragma unroll 1
   for (int64_t b = 0; b < p.sequences; ++b) {
     const int64_t begin = p.q_offsets.At(b, 0, all, 0), end = p.q_offsets.At(b + 1, 0, all, 0);
-    const int64_t blocks = end > begin ? static_cast<uint32_t>(end - begin + rows - 1) /
-                                             static_cast<uint32_t>(rows)
-                                       : 0;
+    const int64_t blocks =
+        end > begin ? static_cast<uint32_t>(end - begin + rows - 1) / static_cast<uint32_t>(rows)
+                    : 0;
     if (block < before + blocks) return {b, block - before};
     before += blocks;
   }
@@ -76,7 +76,8 @@ __device__ inline HopperWork HopperWorkOf(const HopperParams& params, uint32_t t
   const KeyRange low = w.sequence.rule.Range(w.first_query);
   const KeyRange high = w.sequence.rule.Range(w.first_query + w.rows - 1);
   const auto begin = static_cast<uint32_t>(low.begin), end = static_cast<uint32_t>(high.end);
-  const auto all_begin = static_cast<uint32_t>(high.begin), all_end = static_cast<uint32_t>(low.end);
+  const auto all_begin = static_cast<uint32_t>(high.begin),
+             all_end = static_cast<uint32_t>(low.end);
   if (begin >= end) return w;
   w.begin = static_cast<int>(begin / kKeys);
   w.end = static_cast<int>((end + kKeys - 1) / kKeys);
