@@ -22,192 +22,19 @@
 
 #include <type_traits>
 
-#include "core/ops/online_softmax.h"
-#include "cuda/device/bulk_copy.h"
-#include "cuda/device/chunk.h"
-#include "cuda/device/math.h"
-#include "cuda/device/matrix.h"
-#include "cuda/device/mbarrier.h"
+#include "cuda/device/convert.h"
+#include "cuda/device/elements.h"
 #include "cuda/device/shared.h"
 #include "cuda/device/sync.h"
-#include "cuda/device/warp.h"
 #include "cuda/device/warpgroup.h"
-#include "cuda/kernels/attention_hopper_work.h"
-#include "cuda/kernels/attention_scores.h"
+#include "cuda/kernels/attention_hopper_scores.h"
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 namespace hopper {
 
-inline constexpr int kGroup = 128;     // threads of a warpgroup
-inline constexpr int kGroupRows = 64;  // of its products
-inline constexpr int kRowBytes = 128;  // of a row of a block of 64 columns
-
-// Barriers in shared memory.
-struct Rings {
-  Mbarrier* all;
-  __device__ Mbarrier* k_full(uint32_t slot) const { return all + slot; }
-  __device__ Mbarrier* k_empty(uint32_t slot) const { return all + kHopperStages + slot; }
-  __device__ Mbarrier* v_full(uint32_t slot) const { return all + 2 * kHopperStages + slot; }
-  __device__ Mbarrier* v_empty(uint32_t slot) const { return all + 3 * kHopperStages + slot; }
-};
-static_assert(sizeof(Mbarrier) == sizeof(uint64_t));
-static_assert(kHopperStages == 2);
-__device__ inline uint32_t SlotOf(uint32_t step) { return step & 1u; }
-__device__ inline uint32_t ParityOf(uint32_t step) { return step >> 1 & 1u; }
-
-// Named barriers; 0 is SyncThreads.
-__device__ inline int OwnBarrier(int group) { return 1 + group; }
-inline constexpr int kConsumersBarrier = 4;
-__device__ inline int TurnBarrier(int group) { return 5 + group; }
-
-// Byte offset, in a tile of `rows` rows, of unit `unit` (8 elements) of row `row`.
-__device__ inline int UnitOffset(int rows, int row, int unit) {
-  return (unit / 8 * rows + row) * kRowBytes + ((unit ^ row) & 7) * 16;
-}
-
-// --- the producer: one thread
-
-// Where piece `i` of a tile of keys lies. Outside the pool: a plane that a copy fills with zeros.
-struct PiecePlace {
-  int32_t plane, row;
-  bool inside;
-};
-template <int kKeys>
-__device__ inline PiecePlace PieceOf(const HopperParams& params, const HopperWork& w, int tile,
-                                     int i) {
-  const AttentionParams& p = params.attention;
-  const int64_t key = int64_t{tile} * kKeys + i * params.piece;
-  if (!p.paged) {
-    return {static_cast<int32_t>(w.sequence.batch), static_cast<int32_t>(key), true};
-  }
-  const Divisor::Result page = p.page_size.Divide(key);
-  const auto row = static_cast<int32_t>(page.remainder);
-  // Entries behind the last page in use are not looked at.
-  const bool used = key < w.sequence.rule.kv_len;
-  const int64_t plane = used ? p.page_table.At(w.sequence.batch, page.quotient) : -1;
-  if (plane >= 0 && plane < p.k.dims[0]) return {static_cast<int32_t>(plane), row, true};
-  return {static_cast<int32_t>(p.k.dims[0]), row, !used};
-}
-
-template <int kDim, int kKeys>
-__device__ inline void CopyTile(const HopperParams& params, const HopperWork& w, int tile,
-                                const TensorMap* map, const int32_t (&steps)[2], uint16_t* to,
-                                Mbarrier* full) {
-  MbarrierArriveExpect(full, kDim * kKeys * 2);
-#pragma unroll 1
-  for (int i = 0; i * params.piece < kKeys; ++i) {
-    const PiecePlace place = PieceOf<kKeys>(params, w, tile, i);
-    const bool pool = place.plane < params.attention.k.dims[0];
-    const int32_t plane = pool ? place.plane * steps[1] : place.plane;
-#pragma unroll 1
-    for (int block = 0; block < kDim / 64; ++block) {
-      const int32_t at[4] = {block * 64, place.row, w.kv_head * steps[0], plane};
-      TensorLoad(to + (block * kKeys + i * params.piece) * 64, map, at, full);
-    }
-  }
-}
-
-template <int kDim, bool kVariants>
-__device__ inline void Produce(const HopperParams& params, const HopperShared& shared,
-                               const Rings& rings) {
-  constexpr HopperTile kTile = HopperTileOf(kDim, kVariants);
-  constexpr int kKeys = kTile.keys;
-  PrefetchTensorMap(&params.k);
-  PrefetchTensorMap(&params.v);
-  uint32_t step = 0;
-#pragma unroll 1
-  for (uint32_t round = 0; round * gridDim.x < params.tiles; ++round) {
-    const uint32_t tile = HopperTileOfRound(round);
-    if (tile >= params.tiles) continue;
-    const HopperWork w = HopperWorkOf<kTile.rows(), kKeys>(params, tile);
-#pragma unroll 1
-    for (int n = w.end - 1; n >= w.begin; --n, ++step) {
-      const uint32_t slot = SlotOf(step), before = ParityOf(step) ^ 1u;
-      MbarrierWait(rings.k_empty(slot), before);
-      if (params.attention.paged) {  // seen by those who wait for the copies
-        uint32_t bits = 0;
-        for (int i = 0; i * params.piece < kKeys; ++i) {
-          bits |= static_cast<uint32_t>(PieceOf<kKeys>(params, w, n, i).inside) << i;
-        }
-        shared.missing[slot] = ~bits & ((1u << (kKeys / params.piece)) - 1u);
-      }
-      CopyTile<kDim, kKeys>(params, w, n, &params.k, params.k_steps, shared.k + slot * kKeys * kDim,
-                            rings.k_full(slot));
-      MbarrierWait(rings.v_empty(slot), before);
-      CopyTile<kDim, kKeys>(params, w, n, &params.v, params.v_steps, shared.v + slot * kKeys * kDim,
-                            rings.v_full(slot));
-    }
-  }
-}
-
-// --- the consumers
-
-// What a thread knows of its two rows of the tile: r = 0 and 1 for accumulators d[4 j + 2 r + i].
-struct Rows {
-  const HopperRow* at;  // row r: at[8 r]
-  float factor[2];      // exponent = factor * score
-  float max[2];         // of the exponents
-  float sum[2];         // of this thread's columns
-};
-
-// The query's rows, 64 of one consumer, to shared memory as T. Rows of another type than T = F16
-// are scaled by a power of two first, so that nothing overflows.
-template <typename T, int kDim>
-__device__ inline void LoadQueries(const AttentionParams& p, const HopperWork& w, int group,
-                                   uint16_t* tile, HopperRow* rows) {
-  constexpr DType kType = std::is_same_v<T, F16> ? DType::kF16 : DType::kBF16;
-  constexpr int kUnits = kDim / 8, kRowsAtOnce = kGroup / kUnits;
-  const int t = static_cast<int>(threadIdx.x) % kGroup, unit = t % kUnits;
-  const int64_t base = w.sequence.q_batch * p.q.strides[0] + w.head * p.q.strides[1] +
-                       (w.sequence.q_begin + w.first_query) * p.q.strides[2] + unit * 8;
-#pragma unroll 2
-  for (int pass = 0; pass < kGroupRows / kRowsAtOnce; ++pass) {
-    const int row = pass * kRowsAtOnce + t / kUnits;
-    const int64_t in_tile = group * kGroupRows + row;
-    Packed<16> words = {};
-    float factor = 1.0f;
-    RawChunk raw = {};
-    const bool real = in_tile < w.rows;
-    if (real) {
-      const int64_t at = base + in_tile * p.q.strides[2];
-      raw = LoadRawChunk(p.q, at, {0, 4});
-    }
-    if (p.q.dtype == kType) {
-      words = raw.first;
-    } else {
-      Chunk chunk = ToFloats(raw, p.q.dtype);
-      if (std::is_same_v<T, F16>) {
-        float most = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const float x = Abs(chunk.x[i]);
-          if (x < HUGE_VALF && x > most) most = x;
-        }
-#pragma unroll
-        for (int other = kUnits / 2; other > 0; other /= 2) {
-          const float theirs = ShuffleXor(most, other);
-          most = theirs > most ? theirs : most;
-        }
-        // 2^(14 - e) for most = 2^e * 1.xxx, within what f32 can hold.
-        const int exponent = static_cast<int>(std::bit_cast<uint32_t>(most) >> 23) - 127;
-        const int shift = most == 0.0f ? 0 : exponent < -100 ? 114 : 14 - exponent;
-        const float scale = std::bit_cast<float>(static_cast<uint32_t>(127 + shift) << 23);
-        factor = std::bit_cast<float>(static_cast<uint32_t>(127 - shift) << 23);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) chunk.x[i] *= scale;
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        words.words[i] = RoundPair<T>(chunk.x[2 * i], chunk.x[2 * i + 1]);
-      }
-    }
-    StorePacked(reinterpret_cast<char*>(tile) + UnitOffset(kGroupRows, row, unit), words);
-    if (unit == 0) rows[row].q_factor = factor;
-  }
-}
-
 template <typename T, int kDim, bool kVariants>
 struct Consumer {
+  using Scores = hopper::Scores<T, HopperTileOf(kDim, kVariants).keys>;
   static constexpr HopperTile kTile = HopperTileOf(kDim, kVariants);
   static constexpr int kKeys = kTile.keys;
   static constexpr int kConsumerThreads = kGroup * kTile.consumers;
@@ -234,96 +61,6 @@ struct Consumer {
     }
   }
 
-  // Hides what the rule hides of a tile whose first key is `key`, and pieces that lie nowhere.
-  __device__ static void Mask(float (&s)[kKeys / 2], const Rows& rows, int key, uint32_t missing,
-                              int piece) {
-    const int column = key + static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int first = rows.at[8 * r].first;
-      const auto low = static_cast<uint32_t>(first - column);
-      const auto width = static_cast<uint32_t>(rows.at[8 * r].last - first);
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& x = s[4 * j + 2 * r + i];
-          x = static_cast<uint32_t>(8 * j + i) - low < width ? x : kNegInf;
-        }
-      }
-    }
-    if (missing != 0) {
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-        if ((missing >> (8 * j / piece) & 1u) == 0) continue;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) s[4 * j + i] = kNegInf;
-      }
-    }
-  }
-
-  // Soft cap and ALiBi; what is hidden is hidden afterwards.
-  __device__ static void ApplyVariants(const AttentionParams& p, float (&s)[kKeys / 2],
-                                       const Rows& rows, int64_t head, int key) {
-    const int column = key + static_cast<int>(threadIdx.x) % 4 * 2;
-    const float slope = SlopeOf(p, head);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float scale = p.scale * rows.at[8 * r].q_factor;
-      const int position = rows.at[8 * r].position - column;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& x = s[4 * j + 2 * r + i];
-          float score = scale * x;
-          if (p.softcap > 0.0f) score = p.softcap * Tanh(score * p.inverse_softcap);
-          const int distance = position - (8 * j + i);
-          score -= slope * static_cast<float>(distance < 0 ? -distance : distance);
-          x = score * kLog2E;
-        }
-      }
-    }
-  }
-
-  // Scores become exponentials of their distance to the row's maximum so far; `shrink`: what is in
-  // the accumulators is to be multiplied with it.
-  __device__ static void Softmax(float (&s)[kKeys / 2], Rows& rows, float (&shrink)[2]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float most[2] = {kNegInf, kNegInf};
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) most[i] = fmaxf(most[i], s[4 * j + 2 * r + i]);
-      }
-      float max = fmaxf(most[0], most[1]);
-      max = fmaxf(max, ShuffleXor(max, 1));
-      max = fmaxf(max, ShuffleXor(max, 2));
-      max = fmaxf(rows.max[r], rows.factor[r] * max);
-      const float base = max == kNegInf ? 0.0f : max;
-      shrink[r] = Exp2Fast(rows.max[r] - base);
-      rows.max[r] = max;
-      float sums[2] = {};
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& x = s[4 * j + 2 * r + i];
-          x = Exp2Fast(MultiplyAdd(x, rows.factor[r], -base));
-          sums[i] += x;
-        }
-      }
-      rows.sum[r] = MultiplyAdd(rows.sum[r], shrink[r], sums[0] + sums[1]);
-    }
-  }
-  __device__ static void Round(const float (&s)[kKeys / 2], uint32_t (&p)[kKeys / 16][4]) {
-#pragma unroll
-    for (int i = 0; i < kKeys / 16; ++i) {
-#pragma unroll
-      for (int x = 0; x < 4; ++x) p[i][x] = RoundPair<T>(s[8 * i + 2 * x], s[8 * i + 2 * x + 1]);
-    }
-  }
   __device__ static void Shrink(float (&o)[kDim / 2], const float (&shrink)[2]) {
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
@@ -516,9 +253,9 @@ struct Consumer {
           if (p.paged) missing = shared.missing[SlotOf(step)];
           masked = !w.Whole(n) || missing != 0;
           Release(rings.k_empty(SlotOf(step)));
-          if constexpr (kVariants) ApplyVariants(p, s, rows, place.head, n * kKeys);
-          if (masked) Mask(s, rows, n * kKeys, missing, params.piece);
-          Softmax(s, rows, shrink);
+          if constexpr (kVariants) Scores::ApplyVariants(p, s, rows, place.head, n * kKeys);
+          if (masked) Scores::Mask(s, rows, n * kKeys, missing, params.piece);
+          Scores::Softmax(s, rows, shrink);
         };
         const auto check_values = [&](int n, uint32_t at) {
           MbarrierWait(rings.v_full(SlotOf(at)), ParityOf(at));
@@ -533,7 +270,7 @@ struct Consumer {
         WarpgroupCommit();
         WarpgroupWait<0>(s);
         soften(w.end - 1);
-        Round(s, weights);
+        Scores::Round(s, weights);
 #pragma unroll 1
         for (int n = w.end - 2; n >= w.begin; --n) {
           check_values(n + 1, step);
@@ -552,7 +289,7 @@ struct Consumer {
           WarpgroupWait<0>(o);
           Release(rings.v_empty(SlotOf(step - 1)));
           Shrink(o, shrink);
-          Round(s, weights);
+          Scores::Round(s, weights);
         }
         check_values(w.begin, step);
         WarpgroupFence();
