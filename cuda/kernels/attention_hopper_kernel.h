@@ -168,7 +168,7 @@ struct Consumer {
     const int column = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float sum = rows.sum[r], max = rows.max[r], scale = 1.0f;
+      float sum = rows.sum[r], max = rows.max[r] * rows.factor[r], scale = 1.0f;
       sum += ShuffleXor(sum, 1);
       sum += ShuffleXor(sum, 2);
       const int in_tile = first_row + 8 * r;

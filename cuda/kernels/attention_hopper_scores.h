@@ -21,7 +21,7 @@ namespace hopper {
 struct Rows {
   const HopperRow* at;  // row r: at[8 r]
   float factor[2];      // exponent = factor * score
-  float max[2];         // of the exponents
+  float max[2];         // of the scores
   float sum[2];         // of this thread's columns
 };
 
@@ -80,6 +80,10 @@ __device__ inline void LoadQueries(const AttentionParams& p, const HopperWork& w
     if (unit == 0) rows[row].q_factor = factor;
   }
 }
+
+// Exponents beyond this are not taken from one fused operation, for the largest would no longer be
+// 0, and its weight not 1, by more than 2^-17.
+inline constexpr float kFar = 256.0f;
 
 template <typename T, int kKeys>
 struct Scores {
@@ -149,9 +153,20 @@ struct Scores {
       float max = fmaxf(most[0], most[1]);
       max = fmaxf(max, ShuffleXor(max, 1));
       max = fmaxf(max, ShuffleXor(max, 2));
-      max = fmaxf(rows.max[r], rows.factor[r] * max);
-      const float base = max == kNegInf ? 0.0f : max;
-      shrink[r] = Exp2Fast(rows.max[r] - base);
+      max = fmaxf(rows.max[r], max);
+      const float most_finite = max == kNegInf ? 0.0f : max;
+      float base = most_finite * rows.factor[r];
+      float less = rows.max[r] * rows.factor[r] - base;
+      if (Abs(base) > kFar) {
+        less = (rows.max[r] - most_finite) * rows.factor[r];
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) s[4 * j + 2 * r + i] -= most_finite;
+        }
+        base = 0.0f;
+      }
+      shrink[r] = Exp2Fast(less);
       rows.max[r] = max;
       float sums[2] = {};
 #pragma unroll
