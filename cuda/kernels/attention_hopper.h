@@ -20,10 +20,7 @@ struct HopperTile {
   constexpr int threads() const { return 128 * (consumers + 1); }
 };
 constexpr HopperTile HopperTileOf(int head_dim, bool variants) {
-  return head_dim == 64 && !variants ? HopperTile{3, 128, 160, 32}
-         : head_dim == 64            ? HopperTile{2, 128, 240, 24}
-         : head_dim == 128           ? HopperTile{2, 128, 240, 24}
-                                     : HopperTile{2, variants ? 64 : 80, 240, 24};
+  return {2, head_dim <= 128 ? 128 : variants ? 64 : 80, 240, 24};
 }
 
 inline constexpr int kHopperStages = 2;  // of the rings of K and of V
@@ -47,11 +44,12 @@ struct HopperRow {
   int32_t position;     // among the keys
   float q_factor;       // by which its products are to be multiplied
 };
-// Of a tile of queries: where its outputs lie.
+// Of a tile of queries: where its outputs lie, and which tiles of keys it needs (HopperWork).
 struct HopperPlace {
   int64_t q_batch, head, row;  // row: the first
   int32_t rows;                // queries
   int32_t rows_kept;           // rows that get an output
+  int32_t begin, whole_begin, whole_end;
 };
 
 // What a block keeps in shared memory; Carver is SharedCarver or SharedBytes. Tiles of 16-bit

@@ -135,8 +135,14 @@ struct Consumer {
                                   HopperPlace* place) {
     const int row = static_cast<int>(threadIdx.x) % kGroup;
     if (row == kGroup - 1) {
-      *place = {w.sequence.q_batch, w.head, w.sequence.q_begin + w.first_query, w.rows,
-                w.rows_kept};
+      *place = {w.sequence.q_batch,
+                w.head,
+                w.sequence.q_begin + w.first_query,
+                w.rows,
+                w.rows_kept,
+                w.begin,
+                w.whole_begin,
+                w.whole_end};
     }
     if (row >= kGroupRows) return;
     HopperRow& to = rows[row];
@@ -251,7 +257,7 @@ struct Consumer {
         // Of the tile n, after its scores are there.
         const auto soften = [&](int n) {
           if (p.paged) missing = shared.missing[SlotOf(step)];
-          masked = !w.Whole(n) || missing != 0;
+          masked = n < place.whole_begin || n >= place.whole_end || missing != 0;
           Release(rings.k_empty(SlotOf(step)));
           if constexpr (kVariants) Scores::ApplyVariants(p, s, rows, place.head, n * kKeys);
           if (masked) Scores::Mask(s, rows, n * kKeys, missing, params.piece);
@@ -272,7 +278,7 @@ struct Consumer {
         soften(w.end - 1);
         Scores::Round(s, weights);
 #pragma unroll 1
-        for (int n = w.end - 2; n >= w.begin; --n) {
+        for (int n = w.end - 2; n >= place.begin; --n) {
           check_values(n + 1, step);
           ++step;
           MbarrierWait(rings.k_full(SlotOf(step)), ParityOf(step));
@@ -291,7 +297,7 @@ struct Consumer {
           Shrink(o, shrink);
           Scores::Round(s, weights);
         }
-        check_values(w.begin, step);
+        check_values(place.begin, step);
         WarpgroupFence();
         MultiplyValues(o, weights, Advance(v, SlotOf(step) * kTileBytes));
         WarpgroupCommit();

@@ -18,8 +18,6 @@ struct HopperWork {
   int rows;       // queries
   int rows_kept;  // rows of q, queries or not: they get an output
   int begin, end, whole_begin, whole_end;
-
-  __device__ bool Whole(int tile) const { return tile >= whole_begin && tile < whole_end; }
 };
 
 // The sequence of a packed batch that row block `block` belongs to, and which of its blocks it is.
