@@ -58,17 +58,6 @@ __device__ inline float RoundToEven(float x) { return rintf(x); }
 // Nearest integer, ties away from zero.
 __device__ inline float RoundAwayFromZero(float x) { return roundf(x); }
 
-// 1 / x by one instruction of the GPU: relative error up to 2^-23; denormal numbers are 0.
-__device__ inline float ReciprocalFast(float x) {
-#if TANDEM_CUDA_EMULATED
-  return 1.0f / x;
-#else
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#endif
-}
-
 // x / (1 + exp(-x)). exp(-|x|) cannot overflow: far below 0 the result fades out instead of
 // dropping to 0.
 __device__ inline float Silu(float x) {

@@ -4,6 +4,7 @@
 #include "core/ops/attention.h"
 #include "core/workspace.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels/attention_hopper_host.h"
 #include "cuda/kernels/attention_kernels.h"
 #include "cuda/kernels/attention_setup.h"
 
@@ -16,8 +17,10 @@ int64_t ListBytes(const KernelContext&, const AttentionArgs& args) {
   return workspace.bytes_used();
 }
 
-constexpr std::array<Kernel<AttentionArgs>, 2> kKernels = {
-    {{"prefill", DeviceKind::kCuda, PrefillAttentionSupports, ListBytes, RunPrefillAttention},
+constexpr std::array<Kernel<AttentionArgs>, 3> kKernels = {
+    {{"hopper", DeviceKind::kCuda, AttentionHopperSupports, AttentionHopperWorkspaceBytes,
+      RunAttentionHopper},
+     {"prefill", DeviceKind::kCuda, PrefillAttentionSupports, ListBytes, RunPrefillAttention},
      {"generic", DeviceKind::kCuda, GenericAttentionSupports, ListBytes, RunGenericAttention}}};
 
 }  // namespace
