@@ -31,6 +31,11 @@ inline uint32_t PackF16(float low, float high) {
 inline uint32_t PackBF16(float low, float high) {
   return uint32_t{ToBF16(low).bits} | uint32_t{ToBF16(high).bits} << 16;
 }
+template <int kLow, int kHigh>
+uint32_t BytesToF16(uint32_t low, uint32_t high) {
+  return PackF16(static_cast<float>(static_cast<int8_t>(low >> (8 * kLow))),
+                 static_cast<float>(static_cast<int8_t>(high >> (8 * kHigh))));
+}
 
 #else
 
@@ -60,6 +65,18 @@ __device__ inline uint32_t PackF16(float low, float high) {
 __device__ inline uint32_t PackBF16(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+// Signed byte kLow of `low` and kHigh of `high` as a pair of f16, exactly: 1024 + (128 + x) has
+// 128 + x in its lowest bits.
+template <int kLow, int kHigh>
+__device__ inline uint32_t BytesToF16(uint32_t low, uint32_t high) {
+  constexpr uint32_t kSigns = 0x80808080u;
+  constexpr unsigned kSelect = kLow | (4u + kHigh) << 8;  // to bytes 0 and 2, whatever else
+  const uint32_t bytes = __byte_perm(low ^ kSigns, high ^ kSigns, kSelect);
+  const uint32_t biased = (bytes & 0x00FF00FFu) | 0x64006400u;
+  uint32_t pair;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(biased), "r"(0x64806480u));
   return pair;
 }
 

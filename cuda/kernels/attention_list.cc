@@ -4,6 +4,7 @@
 #include "core/ops/attention.h"
 #include "core/workspace.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels/attention_decode.h"
 #include "cuda/kernels/attention_hopper_host.h"
 #include "cuda/kernels/attention_kernels.h"
 #include "cuda/kernels/attention_setup.h"
@@ -17,9 +18,17 @@ int64_t ListBytes(const KernelContext&, const AttentionArgs& args) {
   return workspace.bytes_used();
 }
 
-constexpr std::array<Kernel<AttentionArgs>, 3> kKernels = {
+int64_t DecodeBytes(const KernelContext& context, const AttentionArgs& args) {
+  return DecodeWorkspaceBytes(context, args);
+}
+absl::Status Decode(const KernelContext& context, const AttentionArgs& args) {
+  return RunDecode(context, args);
+}
+
+constexpr std::array<Kernel<AttentionArgs>, 4> kKernels = {
     {{"hopper", DeviceKind::kCuda, AttentionHopperSupports, AttentionHopperWorkspaceBytes,
       RunAttentionHopper},
+     {"decode", DeviceKind::kCuda, SupportsDecode, DecodeBytes, Decode},
      {"prefill", DeviceKind::kCuda, PrefillAttentionSupports, ListBytes, RunPrefillAttention},
      {"generic", DeviceKind::kCuda, GenericAttentionSupports, ListBytes, RunGenericAttention}}};
 

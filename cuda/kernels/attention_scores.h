@@ -77,7 +77,7 @@ struct VariantScores {
   __device__ static float Score(const AttentionParams& p, const Row& row, float dot, int64_t j) {
     float bias = 0.0f;
     if (p.bias.present()) {
-      bias = LoadElement(p.bias, row.bias + j * p.bias.strides[3]);
+      bias = LoadNumber(p.bias, row.bias + j * p.bias.strides[3]);
       if (bias == kNegInf) return kNegInf;  // whatever the product
     }
     return (ScoreOf(p, row.q_factor * dot, row.slope, row.position, j) + bias) * kLog2E;

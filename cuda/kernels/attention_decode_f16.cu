@@ -1,0 +1,10 @@
+// Decode attention over F16 caches; the kernel is in attention_decode_mma.h.
+#include "cuda/kernels/attention_decode_mma.h"
+
+namespace tandem::cuda::TANDEM_CUDA_TARGET {
+
+KernelFunction DecodeF16Function(bool many_columns, bool wide, bool variants) {
+  return DecodeMmaFunction<F16>("attention decode f16", many_columns, wide, variants);
+}
+
+}  // namespace tandem::cuda::TANDEM_CUDA_TARGET

@@ -1,0 +1,10 @@
+// Decode attention over int8 caches; the kernel is in attention_decode_mma.h.
+#include "cuda/kernels/attention_decode_mma.h"
+
+namespace tandem::cuda::TANDEM_CUDA_TARGET {
+
+KernelFunction DecodeI8Function(bool many_columns, bool wide, bool variants) {
+  return DecodeMmaFunction<int8_t>("attention decode i8", many_columns, wide, variants);
+}
+
+}  // namespace tandem::cuda::TANDEM_CUDA_TARGET
