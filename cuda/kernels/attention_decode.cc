@@ -174,8 +174,8 @@ absl::Status SupportsDecode(const KernelContext& context, const AttentionArgs& a
     return Unimplemented("needs <= ", MaxColumns(args), " query rows per key/value head, got ",
                          ColumnsOf(args));
   }
-  if (args.kv_len() > kMaxKeys) {
-    return Unimplemented("needs <= 2^30 keys, got ", args.kv_len());
+  if (SequenceKeys(args) > kMaxKeys) {
+    return Unimplemented("needs <= 2^30 keys, got ", SequenceKeys(args));
   }
   if (args.batch() * args.kv_heads() > INT32_MAX / (2 * kDecodeMaxSplits)) {
     return Unimplemented(

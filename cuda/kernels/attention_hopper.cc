@@ -134,8 +134,9 @@ absl::Status AttentionHopperSupports(const KernelContext& context, const Attenti
   }
   if (args.new_len() > 0) return Unimplemented("keys beside the cache");
   if (args.bias.present() || args.mask.present()) return Unimplemented("a bias or mask");
-  if (args.kv_len() < 1 || args.kv_len() > kMostKeys) {
-    return Unimplemented(args.kv_len(), " keys, expected 1..", kMostKeys);
+  if (args.kv_len() < 1 || SequenceKeys(args) > kMostKeys) {
+    return Unimplemented(args.kv_len(), " keys of ", SequenceKeys(args), ", expected 1..",
+                         kMostKeys);
   }
   if (args.paged() && PieceOf(args) % 8 != 0) {
     return Unimplemented("pages of ", args.page_size(), " keys, expected a multiple of 8");

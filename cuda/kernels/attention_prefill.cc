@@ -92,7 +92,7 @@ absl::Status PrefillAttentionSupports(const KernelContext& context, const Attent
     return Unimplemented("head dimensions ", args.head_dim(), " and ", args.v_head_dim(),
                          " exceed 256");
   }
-  if (args.kv_len() >= kMostRows || args.q_len() * args.group() >= kMostRows) {
+  if (SequenceKeys(args) >= kMostRows || args.q_len() * args.group() >= kMostRows) {
     return Unimplemented("sequences of 2^30 rows or more");
   }
   if (BlocksOf(args) > INT32_MAX) {

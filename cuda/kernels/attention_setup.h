@@ -9,6 +9,11 @@
 
 namespace tandem::cuda {
 
+// Keys of the whole sequence, of which a call may have a part: positions run up to it.
+inline int64_t SequenceKeys(const AttentionArgs& args) {
+  return args.cache_rows() + args.new_len() + args.new_after;
+}
+
 // What MakeAttentionParams takes from the workspace: copies of the lists that are in host memory.
 void CountAttentionLists(Workspace& workspace, const AttentionArgs& args);
 
