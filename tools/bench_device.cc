@@ -1,5 +1,6 @@
 // tandem bench-device: ops that memory bounds, on a CUDA device, each beside a copy within the
-// device's memory in the same run; and matrix products. The emulated device only rehearses it.
+// device's memory in the same run; attention; and matrix products. The emulated device only
+// rehearses it.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <functional>
@@ -35,6 +36,7 @@ class Bench {
     TANDEM_RETURN_IF_ERROR(MeasureElementOps());
     TANDEM_RETURN_IF_ERROR(MeasureDecoderOps());
     TANDEM_RETURN_IF_ERROR(MeasureMasks());
+    TANDEM_RETURN_IF_ERROR(MeasureAttention(bench_));
     return MeasureMatMuls(bench_, library_);
   }
   const std::vector<DeviceBenchRow>& rows() { return bench_.rows(); }
@@ -215,6 +217,11 @@ absl::Status Run(const Options& o) {
         line["matmul"] = {
             {"dtype", row.dtype}, {"m", row.m}, {"n", row.n}, {"k", row.k}, {"by", row.by}};
         if (row.of_library > 0) line["matmul"]["of_library"] = row.of_library;
+      }
+      if (const AttentionShape& a = row.attention; a.batch > 0) {
+        line["attention"] = {{"dtype", row.dtype},     {"batch", a.batch},  {"heads", a.heads},
+                             {"kv_heads", a.kv_heads}, {"q_len", a.q_len},  {"kv_len", a.kv_len},
+                             {"head_dim", a.head_dim}, {"causal", a.causal}};
       }
       json["rows"].push_back(std::move(line));
     }

@@ -12,6 +12,11 @@
 
 namespace tandem::tools {
 
+struct AttentionShape {
+  int64_t batch = 0, heads = 0, kv_heads = 0, q_len = 0, kv_len = 0, head_dim = 0;
+  bool causal = false;  // bottom-right
+};
+
 struct DeviceBenchRow {
   std::string what;
   std::string kernel;    // that ran; "-" for what is no op
@@ -23,6 +28,7 @@ struct DeviceBenchRow {
   int64_t m = 0, n = 0, k = 0;
   std::string by = {};      // "library", or the kernel's name
   double of_library = 0.0;  // the library's time for the same product / this one; 0: not known
+  AttentionShape attention = {};  // batch = 0: none
 };
 
 // Runs on the CUDA device of a context.
@@ -64,5 +70,8 @@ class DeviceBench {
 // Products by the library alone, by the kernels, and with what follows them. `library`: its name,
 // or why there is none.
 absl::Status MeasureMatMuls(DeviceBench& bench, std::string& library);
+
+// Decoding with caches of up to 4 * bytes(), and prompts whose queries have up to bytes().
+absl::Status MeasureAttention(DeviceBench& bench);
 
 }  // namespace tandem::tools

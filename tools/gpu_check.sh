@@ -9,7 +9,7 @@
 # run: every primitive that kernels are made of, with a recording of what the GPU answered
 # (OUT/primitives.cbor: to be committed as tests/golden/primitives-<gpu>.cbor); every CUDA kernel over the shared cases against the f64 references; compute-sanitizer, if the host
 # has it, on the short grid; the demo model on the GPU; ops that memory bounds against a copy within the
-# device, and products against cuBLASLt and, if there is one that sees the GPU, torch (TANDEM_PYTHON: another
+# device, attention, and products against cuBLASLt; both also against torch, if there is one that sees the GPU (TANDEM_PYTHON: another
 # Python than python3). cuBLASLt is the host's: TANDEM_CUBLASLT_PATH, the dynamic linker's, or torch's.
 # TANDEM_GPU_CHECK_DEVICE=cuda:emulated rehearses it without a GPU; TANDEM_BINARY names another
 # program than build/tandem.
@@ -27,7 +27,7 @@ bundle() {
   mkdir -p "$stage"/{build,lib,tools,models}
   cp build/tandem "$stage/build/"
   strip "$stage/build/tandem"
-  cp tools/gpu_check.sh tools/gpu_torch_matmul.py "$stage/tools/"
+  cp tools/gpu_check.sh tools/gpu_torch_matmul.py tools/gpu_torch_attention.py "$stage/tools/"
   cp models/demo.gguf "$stage/models/"
   # All but what belongs to every system's C library.
   ldd build/tandem | awk '$3 ~ /^\// {print $3}' |
@@ -87,7 +87,9 @@ run() {
   cat "$out/bench.txt"
   if [ "$torch" = 1 ]; then
     step torch "$python" tools/gpu_torch_matmul.py "$out/bench_json.txt" --json "$out/torch.json"
-    cat "$out/torch.txt"
+    step torch_attention "$python" tools/gpu_torch_attention.py "$out/bench_json.txt" \
+      --json "$out/torch_attention.json"
+    cat "$out/torch.txt" "$out/torch_attention.txt"
   else
     echo "skipped torch: none on this host that sees a GPU"
   fi

@@ -83,6 +83,12 @@ constexpr std::array<Kernel<MatMulArgs>, 7> kKernels = {
 
 }  // namespace
 
+absl::Status CheckSharedBytes(const KernelContext& context, int64_t needed) {
+  const int64_t have = CudaStream::Of(context).info().shared_memory_per_block_bytes;
+  if (needed <= have) return absl::OkStatus();
+  return Unimplemented("needs ", needed, " bytes of shared memory, the device has ", have);
+}
+
 MatMulParams ToMatMulParams(const MatMulArgs& args) {
   MatMulParams params = {};
   params.a = Batched(args.a);

@@ -78,6 +78,14 @@ Layout Carve(const KernelContext& context, Workspace& workspace, const MatMulArg
   return layout;
 }
 
+int64_t ExpandSharedBytes(DType weights) {
+  return DispatchBlock(weights, []<typename Block>() {
+    SharedBytes shared;
+    CarveExpand<Block>(shared);
+    return shared.total();
+  });
+}
+
 absl::Status Expand(CudaStream& stream, const MatMulArgs& args, const TensorView& weights,
                     const TensorView& to, int64_t begin) {
   const DType dtype = weights.dtype;
@@ -97,11 +105,7 @@ absl::Status Expand(CudaStream& stream, const MatMulArgs& args, const TensorView
   config.grid.x = params.rows;
   config.grid.y = std::clamp<int64_t>(params.blocks / (32 * kExpandWarps), 1, 65535);
   config.block.x = kExpandWarps * 32;
-  config.shared_bytes = DispatchBlock(dtype, [&]<typename Block>() {
-    SharedBytes shared;
-    CarveExpand<Block>(shared);
-    return shared.total();
-  });
+  config.shared_bytes = ExpandSharedBytes(dtype);
   return stream.Launch(ExpandFunction(stream, dtype), config, params);
 }
 
@@ -128,6 +132,7 @@ absl::Status ExpandedSupports(const KernelContext& context, const MatMulArgs& ar
     return Unimplemented("needs one matrix of weights");
   }
   if (args.n() == 0) return Unimplemented("needs a product to compute");
+  TANDEM_RETURN_IF_ERROR(CheckSharedBytes(context, ExpandSharedBytes(args.b.dtype)));
   const Panels panels = PanelsOf(args);
   for (const int64_t count : PanelSizes(args, panels)) {
     TANDEM_RETURN_IF_ERROR(

@@ -71,6 +71,13 @@ MmaShape ShapeOf(const MatMulParams& params) {
   shape.slots = shape.x_matrices * shape.x_groups * 8 * (params.k / kInt8Block);
   return shape;
 }
+int64_t MmaSharedBytes(DType weights, int groups) {
+  return DispatchBlock(weights, [&]<typename Block>() {
+    SharedBytes shared;
+    CarveInt8Mma<Block>(shared, groups);
+    return shared.total();
+  });
+}
 Int8Activations Carve(Workspace& workspace, const MmaShape& shape) {
   Int8Activations x;
   x.quants = workspace.Take<uint32_t>(shape.slots * 8);
@@ -110,13 +117,7 @@ bool Int8DotApplies(const MatMulArgs& args) {
 absl::Status Int8DotSupports(const KernelContext& context, const MatMulArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports(args));
   if (args.m() > kInt8DotMaxRows) return Unimplemented("at most ", kInt8DotMaxRows, " rows");
-  const int64_t needed = DotSharedBytes(args);
-  const int64_t have = CudaStream::Of(context).info().shared_memory_per_block_bytes;
-  if (needed > have) {
-    return Unimplemented("needs ", needed, " bytes of shared memory for ", args.k(),
-                         " activations, the device has ", have);
-  }
-  return absl::OkStatus();
+  return CheckSharedBytes(context, DotSharedBytes(args));
 }
 
 absl::Status RunInt8Dot(const KernelContext& context, const MatMulArgs& args) {
@@ -134,10 +135,11 @@ absl::Status RunInt8Dot(const KernelContext& context, const MatMulArgs& args) {
                        params);
 }
 
-absl::Status Int8MmaSupports(const KernelContext&, const MatMulArgs& args) {
+absl::Status Int8MmaSupports(const KernelContext& context, const MatMulArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports(args));
   if (args.k() > kMaxDepth) return Unimplemented("K: at most ", kMaxDepth, ", got ", args.k());
-  return absl::OkStatus();
+  return CheckSharedBytes(context,
+                          MmaSharedBytes(args.b.dtype, ShapeOf(ToMatMulParams(args)).groups));
 }
 
 int64_t Int8MmaWorkspaceBytes(const KernelContext&, const MatMulArgs& args) {
@@ -179,11 +181,7 @@ absl::Status RunInt8Mma(const KernelContext& context, const MatMulArgs& args) {
   LaunchConfig config;
   config.grid.x = std::min<int64_t>(params.tiles, INT32_MAX);
   config.block.x = kInt8MmaWarps * 32;
-  config.shared_bytes = DispatchBlock(args.b.dtype, [&]<typename Block>() {
-    SharedBytes shared;
-    CarveInt8Mma<Block>(shared, shape.groups);
-    return shared.total();
-  });
+  config.shared_bytes = MmaSharedBytes(args.b.dtype, shape.groups);
   return stream.Launch(Int8MmaFunction(stream, args.b.dtype, shape.groups), config, params);
 }
 

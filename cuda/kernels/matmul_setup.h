@@ -10,6 +10,9 @@ namespace tandem::cuda {
 
 MatMulParams ToMatMulParams(const MatMulArgs& args);
 
+// Unimplemented if a block of the context's device cannot have so much shared memory.
+absl::Status CheckSharedBytes(const KernelContext& context, int64_t needed);
+
 bool GemvVectorApplies(const MatMulArgs& args);
 absl::Status GemvVectorSupports(const KernelContext& context, const MatMulArgs& args);
 absl::Status RunGemvVector(const KernelContext& context, const MatMulArgs& args);
