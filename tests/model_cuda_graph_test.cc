@@ -11,11 +11,17 @@
 #include "model/quantize.h"
 #include "tests/emulated_context.h"
 #include "tests/random_model.h"
+#include "tests/sanitizers.h"
 
 namespace tandem {
 namespace {
 
 constexpr char kDemo[] = TANDEM_SOURCE_DIR "/models/demo.gguf";
+
+// Steps of the demo model on the emulated device take seconds under a sanitizer.
+constexpr int64_t kTokens = kSanitized ? 8 : 64;
+constexpr int64_t kPlainTokens = kSanitized ? 4 : 20;
+constexpr int64_t kOrdinalStride = kSanitized ? 199 : 19;
 
 struct Decoder {
   std::unique_ptr<Context> context;
@@ -62,16 +68,17 @@ TEST(CudaGraphSteps, GiveTheTokensOfTheCpuAndOfStepsCallByCall) {
   for (const SamplingOptions& sampling : {SamplingOptions(), Warm()}) {
     Decoder cpu = Open("cpu", kDemo);
     Decoder gpu = Open("cuda:emulated", kDemo);
-    const Generation expected = Continue(cpu, sampling, true, 64);
+    const Generation expected = Continue(cpu, sampling, true, kTokens);
     EXPECT_EQ(expected.stats.steps, "call by call: the CPU has no graphs");
-    const Generation graph = Continue(gpu, sampling, true, 64);
+    const Generation graph = Continue(gpu, sampling, true, kTokens);
     EXPECT_EQ(graph.tokens, expected.tokens);
     EXPECT_EQ(graph.stats.graph_captures, 1);
-    EXPECT_EQ(graph.stats.graph_launches, 62);  // of 63 forwards: the first makes it possible
+    // Of kTokens - 1 forwards: the first makes it possible.
+    EXPECT_EQ(graph.stats.graph_launches, kTokens - 2);
     EXPECT_EQ(graph.stats.steps, "one graph per token");
     ASSERT_TRUE(gpu.session->Truncate(0).ok());
-    const Generation plain = Continue(gpu, sampling, false, 20);
-    EXPECT_THAT(plain.tokens, testing::ElementsAreArray(expected.tokens.data(), 20));
+    const Generation plain = Continue(gpu, sampling, false, kPlainTokens);
+    EXPECT_THAT(plain.tokens, testing::ElementsAreArray(expected.tokens.data(), kPlainTokens));
     EXPECT_EQ(plain.stats.graph_captures, 0);
     EXPECT_EQ(plain.stats.steps, "call by call: graphs are off");
     EXPECT_EQ(gpu.runtime().stats().graphs, 0);
@@ -199,7 +206,8 @@ TEST(CudaGraphSteps, MayFailAnywhere) {
   for (const size_t failing : {0, 1, 2}) {  // which step
     bool happened = true;
     // Call by call there are many alike: not every one.
-    for (int64_t ordinal = 1; happened; ordinal += failing == 2 || ordinal < 3 ? 1 : 19) {
+    for (int64_t ordinal = 1; happened;
+         ordinal += failing == 2 || ordinal < 3 ? 1 : kOrdinalStride) {
       SCOPED_TRACE(absl::StrCat("step ", failing, ", call ", ordinal));
       ASSERT_TRUE(decoder.session->Truncate(0).ok());
       auto steps = DecodeSteps::Create(*decoder.session, Warm(), true);
