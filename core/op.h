@@ -23,12 +23,14 @@ enum class OpKind : uint8_t {
   kArgMax,
   kSample,
   kMergeAttention,
+  kGroupedMatMul,
 };
-inline constexpr int kNumOps = 14;
+inline constexpr int kNumOps = 15;
 
 inline constexpr std::array<std::string_view, kNumOps> kOpNames = {
     "attention", "mask",      "matmul",    "softmax", "rms_norm", "rope",   "silu_mul",
-    "add",       "embedding", "kv_append", "cast",    "argmax",   "sample", "merge_attention"};
+    "add",       "embedding", "kv_append", "cast",    "argmax",   "sample", "merge_attention",
+    "grouped_matmul"};
 
 inline std::string_view Name(OpKind op) { return kOpNames[static_cast<size_t>(op)]; }
 

@@ -8,6 +8,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/cast.h"
 #include "core/ops/embedding.h"
+#include "core/ops/grouped_matmul.h"
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
@@ -29,6 +30,8 @@ template <>
 KernelList<MaskArgs> Kernels<MaskArgs>();
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>();
+template <>
+KernelList<GroupedMatMulArgs> Kernels<GroupedMatMulArgs>();
 template <>
 KernelList<SoftmaxArgs> Kernels<SoftmaxArgs>();
 template <>

@@ -12,6 +12,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/cast.h"
 #include "core/ops/embedding.h"
+#include "core/ops/grouped_matmul.h"
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
@@ -55,6 +56,8 @@ template <>
 KernelList<KvAppendArgs> Kernels<KvAppendArgs>();
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>();
+template <>
+KernelList<GroupedMatMulArgs> Kernels<GroupedMatMulArgs>();
 template <>
 KernelList<AttentionArgs> Kernels<AttentionArgs>();
 

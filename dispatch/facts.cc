@@ -108,6 +108,28 @@ OpFacts FactsOf(const MatMulArgs& args) {
   return facts;
 }
 
+// As one product of all the features.
+OpFacts FactsOf(const GroupedMatMulArgs& args) {
+  OpFacts facts;
+  facts.op = OpKind::kGroupedMatMul;
+  facts.m = args.m();
+  facts.k = args.k();
+  facts.operands = args.a.device;
+  facts.input = args.a.dtype;
+  facts.bytes = Bytes(args.a);
+  for (int i = 0; i < args.num_products; ++i) {
+    const GroupedMatMulArgs::Product& product = args.products[static_cast<size_t>(i)];
+    const OpFacts own = FactsOf(args.ProductArgs(i));
+    facts.n += own.n;
+    facts.flops += own.flops;
+    facts.elements += product.out.num_elements();
+    facts.bytes += own.bytes - Bytes(args.a) - Bytes(args.out(i)) + Bytes(product.out);
+    if (i == 0) facts.weights = own.weights;
+    facts.packed = facts.packed || own.packed;
+  }
+  return facts;
+}
+
 OpFacts FactsOf(const SoftmaxArgs& args) {
   return RowWise(OpKind::kSoftmax, args.out, Bytes(args.x) + Bytes(args.out), 5.0);
 }

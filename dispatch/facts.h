@@ -7,6 +7,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/cast.h"
 #include "core/ops/embedding.h"
+#include "core/ops/grouped_matmul.h"
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
@@ -23,6 +24,7 @@ namespace tandem {
 OpFacts FactsOf(const AttentionArgs& args);
 OpFacts FactsOf(const MaskArgs& args);
 OpFacts FactsOf(const MatMulArgs& args);
+OpFacts FactsOf(const GroupedMatMulArgs& args);
 OpFacts FactsOf(const SoftmaxArgs& args);
 OpFacts FactsOf(const RmsNormArgs& args);
 OpFacts FactsOf(const RopeArgs& args);

@@ -9,6 +9,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/cast.h"
 #include "core/ops/embedding.h"
+#include "core/ops/grouped_matmul.h"
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
@@ -50,6 +51,16 @@ template <typename Fn>
 void ForEachOperand(MatMulArgs& args, Fn&& fn) {
   for (TensorView* view : {&args.a, &args.b, &args.bias, &args.addend}) fn(*view, Access::kRead);
   fn(args.out, Access::kWrite);
+}
+template <typename Fn>
+void ForEachOperand(GroupedMatMulArgs& args, Fn&& fn) {
+  fn(args.a, Access::kRead);
+  for (int i = 0; i < args.num_products; ++i) {
+    GroupedMatMulArgs::Product& product = args.products[static_cast<size_t>(i)];
+    fn(product.b, Access::kRead);
+    fn(product.bias, Access::kRead);
+    fn(product.out, Access::kWrite);
+  }
 }
 template <typename Fn>
 void ForEachOperand(SoftmaxArgs& args, Fn&& fn) {
@@ -111,6 +122,25 @@ void ForEachOperand(SampleArgs& args, Fn&& fn) {
   fn(args.logits, Access::kRead);
   fn(args.uniform, Access::kRead);
   fn(args.out, Access::kWrite);
+}
+
+// Packed weights are of one device: elsewhere the matrix itself is needed.
+template <typename Args>
+bool HasOnlyPackedWeights(const Args&) {
+  return false;
+}
+inline bool HasOnlyPackedWeights(const MatMulArgs& args) { return !args.b.present(); }
+inline bool HasOnlyPackedWeights(const GroupedMatMulArgs& args) {
+  for (int i = 0; i < args.num_products; ++i) {
+    if (!args.products[static_cast<size_t>(i)].b.present()) return true;
+  }
+  return false;
+}
+template <typename Args>
+void DropPackedWeights(Args&) {}
+inline void DropPackedWeights(MatMulArgs& args) { args.b_packed = nullptr; }
+inline void DropPackedWeights(GroupedMatMulArgs& args) {
+  for (GroupedMatMulArgs::Product& product : args.products) product.b_packed = nullptr;
 }
 
 // A copy of a call's arguments whose operands can be replaced.

@@ -39,6 +39,14 @@ absl::Status MatMulInto(Context& context, const MatMulArgs& args) {
   exact.float_activations = true;
   return RunOp(context, exact);
 }
+absl::Status GroupedMatMulInto(Context& context, const GroupedMatMulArgs& args) {
+  if (context.options().quantize_activations || args.float_activations) {
+    return RunOp(context, args);
+  }
+  GroupedMatMulArgs exact = args;
+  exact.float_activations = true;
+  return RunOp(context, exact);
+}
 absl::Status SoftmaxInto(Context& context, const SoftmaxArgs& args) { return RunOp(context, args); }
 absl::Status RmsNormInto(Context& context, const RmsNormArgs& args) { return RunOp(context, args); }
 absl::Status RopeInto(Context& context, const RopeArgs& args) { return RunOp(context, args); }
@@ -110,6 +118,38 @@ absl::StatusOr<Tensor> MatMul(Context& context, MatMulArgs args) {
     const int64_t b_batch = args.b.rank() == 3 ? args.b.dim(0) : 1;
     return Shape{args.a.dim(0) == 1 ? b_batch : args.a.dim(0), args.a.dim(1), n};
   });
+}
+
+absl::StatusOr<std::vector<Tensor>> GroupedMatMul(Context& context, GroupedMatMulArgs args) {
+  TANDEM_RETURN_IF_ERROR(ValidateView("a", args.a, 2));
+  if (args.num_products < 1 || args.num_products > GroupedMatMulArgs::kMaxProducts) {
+    return InvalidArgument("num_products: expected 1..", GroupedMatMulArgs::kMaxProducts, ", got ",
+                           args.num_products);
+  }
+  ContextDevice* device = context.device(args.a.device.kind);
+  if (device == nullptr) {
+    return InvalidArgument("operands live on ", Name(args.a.device),
+                           ", which this context does not have");
+  }
+  std::vector<Tensor> outs;
+  for (int i = 0; i < args.num_products; ++i) {
+    GroupedMatMulArgs::Product& product = args.products[static_cast<size_t>(i)];
+    product.out = {};
+    if (args.gated() && i > 0) continue;
+    if (product.b.present()) {
+      const std::string name = absl::StrCat("products[", i, "].b");
+      TANDEM_RETURN_IF_ERROR(ValidateView(name, product.b, 2));
+    } else if (product.b_packed == nullptr) {
+      return InvalidArgument("products[", i, "].b: expected a matrix or b_packed, got neither");
+    }
+    const int64_t n = product.b.present() ? product.b.dim(0) : product.b_packed->n;
+    TANDEM_ASSIGN_OR_RETURN(Tensor out, Tensor::Allocate(device->backend->allocator(), args.a.dtype,
+                                                         Shape{args.a.dim(0), n}));
+    product.out = out.view();
+    outs.push_back(std::move(out));
+  }
+  TANDEM_RETURN_IF_ERROR(GroupedMatMulInto(context, args));
+  return outs;
 }
 
 absl::StatusOr<Tensor> Softmax(Context& context, SoftmaxArgs args) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -17,6 +18,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/cast.h"
 #include "core/ops/embedding.h"
+#include "core/ops/grouped_matmul.h"
 #include "core/ops/kv_append.h"
 #include "core/ops/mask.h"
 #include "core/ops/matmul.h"
@@ -34,6 +36,7 @@ namespace tandem {
 absl::Status AttentionInto(Context& context, const AttentionArgs& args);
 absl::Status MaskInto(Context& context, const MaskArgs& args);
 absl::Status MatMulInto(Context& context, const MatMulArgs& args);
+absl::Status GroupedMatMulInto(Context& context, const GroupedMatMulArgs& args);
 absl::Status SoftmaxInto(Context& context, const SoftmaxArgs& args);
 absl::Status RmsNormInto(Context& context, const RmsNormArgs& args);
 absl::Status RopeInto(Context& context, const RopeArgs& args);
@@ -55,6 +58,8 @@ absl::StatusOr<Tensor> Mask(Context& context, const MaskRule& rule, DType dtype)
 // kv_lens and kv_starts.
 absl::StatusOr<Tensor> BatchMask(Context& context, MaskArgs args, DType dtype);
 absl::StatusOr<Tensor> MatMul(Context& context, MatMulArgs args);
+// One tensor per out: of every product, or the one of silu_multiply.
+absl::StatusOr<std::vector<Tensor>> GroupedMatMul(Context& context, GroupedMatMulArgs args);
 absl::StatusOr<Tensor> Softmax(Context& context, SoftmaxArgs args);
 absl::StatusOr<Tensor> RmsNorm(Context& context, RmsNormArgs args);
 absl::StatusOr<Tensor> Rope(Context& context, RopeArgs args);

@@ -42,6 +42,8 @@ std::vector<std::string_view> KernelNames(OpKind op, DeviceKind device) {
       return Names<SampleArgs>(device);
     case OpKind::kMergeAttention:
       return Names<MergeAttentionArgs>(device);
+    case OpKind::kGroupedMatMul:
+      return Names<GroupedMatMulArgs>(device);
   }
   return {};
 }

@@ -34,19 +34,11 @@ absl::StatusOr<const Kernel<Args>*> SelectOn(Context& context, DeviceKind device
                 preference == nullptr ? std::span<const uint8_t>() : preference->order);
 }
 
-// Can the operands be copied to another device at all?
-template <typename Args>
-bool Movable(const Args& args) {
-  if constexpr (requires { args.b_packed; }) return args.b.present();
-  return true;
-}
-
 // The call's arguments as they will be on `device`.
 template <typename Args>
 void Move(OwnedArgs<Args>& owned, Transfer& transfer, Device device) {
   owned.ForEach([&](TensorView& view, Access access) { transfer.Add(view, access, device); });
-  // Packed weights are of one device; the matrix itself is what is copied.
-  if constexpr (requires { owned.args.b_packed; }) owned.args.b_packed = nullptr;
+  DropPackedWeights(owned.args);  // the matrix itself is what is copied
 }
 
 }  // namespace internal
@@ -64,7 +56,7 @@ absl::StatusOr<Plan<Args>> MakePlan(Context& context, const Args& args, const Op
     const bool forced = plan.decision.rule == Decision::Rule::kForced;
     absl::StatusOr<const Kernel<Args>*> kernel =
         Unimplemented("packed weights cannot be copied to another device");
-    if (internal::Movable(args)) {
+    if (!HasOnlyPackedWeights(args)) {
       OwnedArgs<Args> owned(args);
       Transfer transfer;
       internal::Move(owned, transfer, context.device(plan.decision.device)->backend->device());

@@ -27,6 +27,7 @@ Threshold Compare(const OpFacts& facts, const Policy& policy) {
     case OpKind::kAttention:
       return {true, facts.kv_len >= policy.attention_min_kv_len};
     case OpKind::kMatMul:
+    case OpKind::kGroupedMatMul:
       return {true, facts.m >= policy.matmul_min_m && Volume(facts) >= policy.matmul_min_mkn};
     case OpKind::kMask:
       return {true, facts.elements >= policy.mask_min_elements};
@@ -42,6 +43,7 @@ std::string Comparison(const OpFacts& facts, const Policy& policy, bool reached)
       return absl::StrCat("cache length ", facts.kv_len, sign, "attention_min_kv_len ",
                           policy.attention_min_kv_len);
     case OpKind::kMatMul:
+    case OpKind::kGroupedMatMul:
       if (facts.m < policy.matmul_min_m) {
         return absl::StrCat("m = ", facts.m, " < matmul_min_m ", policy.matmul_min_m);
       }

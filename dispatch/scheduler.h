@@ -21,7 +21,7 @@ namespace tandem {
 // TANDEM_POLICY_ATTENTION_MIN_KV_LEN etc. in the environment (which wins over the file).
 struct Policy {
   int64_t attention_min_kv_len = 64;  // attention: cache length >= this
-  int64_t matmul_min_m = 2;           // matrix product: M >= this, and
+  int64_t matmul_min_m = 2;           // matrix products, grouped or not: M >= this, and
   int64_t matmul_min_mkn = 1000;      //   M * K * N >= this
   int64_t mask_min_elements = 16385;  // mask: q_len * kv_len >= this (more than 16 384)
 };
@@ -44,7 +44,7 @@ absl::StatusOr<Policy> PolicyFromJson(const std::string& json, const Policy& bas
 // What a decision is made from.
 struct OpFacts {
   OpKind op = OpKind::kAttention;
-  int64_t m = 0, n = 0, k = 0;  // matmul
+  int64_t m = 0, n = 0, k = 0;  // matmul; grouped: n of all products
   int64_t kv_len = 0;           // attention
   int64_t elements = 0;         // of the output
   int64_t bytes = 0;            // read and written, each once

@@ -24,7 +24,7 @@ nlohmann::json Arguments(const TraceRecord& record, const Policy& policy) {
                          {"bytes", facts.bytes}};
   if (facts.flops > 0.0) args["flops"] = facts.flops;
   if (record.moved_bytes > 0) args["bytes_moved"] = record.moved_bytes;
-  if (facts.op == OpKind::kMatMul) {
+  if (facts.op == OpKind::kMatMul || facts.op == OpKind::kGroupedMatMul) {
     args["m"] = facts.m;
     args["n"] = facts.n;
     args["k"] = facts.k;

@@ -89,6 +89,36 @@ TEST(AttentionFacts, LengthsOnADeviceCountAsFull) {
   EXPECT_EQ(facts.bytes, 2 * 8 * (64 + 32) * 4 + 2 * 2 * 100 * (64 + 32) * 4);
 }
 
+TEST(GroupedMatMulFacts, CountActivationsOnce) {
+  GroupedMatMulArgs args;
+  args.a = Unread(DType::kF32, {2, 64});
+  args.num_products = 3;
+  for (size_t i = 0; i < 3; ++i) {
+    const int64_t n = i == 0 ? 96 : 32;
+    args.products[i] = {.b = Unread(i == 2 ? DType::kF16 : DType::kQ8_0, {n, 64}),
+                        .bias = Unread(DType::kF32, {n}),
+                        .out = Unread(DType::kF32, {2, n})};
+  }
+  OpFacts facts = FactsOf(args);
+  EXPECT_EQ(facts.op, OpKind::kGroupedMatMul);
+  EXPECT_EQ(facts.m, 2);
+  EXPECT_EQ(facts.n, 160);
+  EXPECT_EQ(facts.k, 64);
+  EXPECT_EQ(facts.elements, 2 * 160);
+  EXPECT_EQ(facts.bytes, 2 * 64 * 4 + 128 * 2 * 34 + 32 * 64 * 2 + 160 * 4 + 2 * 160 * 4);
+  EXPECT_EQ(facts.flops, 2.0 * 2 * 160 * 64);
+  EXPECT_EQ(facts.weights, DType::kQ8_0);
+  // Gate and up leave one result.
+  args.num_products = 2;
+  args.epilogue = GroupEpilogue::kSiluMultiply;
+  args.products[1] = args.products[0];
+  args.products[1].out = {};
+  facts = FactsOf(args);
+  EXPECT_EQ(facts.n, 192);
+  EXPECT_EQ(facts.elements, 2 * 96);
+  EXPECT_EQ(facts.bytes, 2 * 64 * 4 + 2 * (96 * 2 * 34 + 96 * 4) + 2 * 96 * 4);
+}
+
 TEST(MergeFacts, CountEveryPart) {
   const std::vector<TensorView> outs(5, Unread(DType::kF16, {1, 8, 3, 64}));
   const std::vector<TensorView> lses(5, Unread(DType::kF32, {1, 8, 3}));

@@ -3,6 +3,7 @@
 
 #include "tests/cases/attention_cases.h"
 #include "tests/cases/elementwise_cases.h"
+#include "tests/cases/grouped_matmul_cases.h"
 #include "tests/cases/kv_append_cases.h"
 #include "tests/cases/lookup_cases.h"
 #include "tests/cases/mask_cases.h"
@@ -29,6 +30,7 @@ void ForEachCaseType(Fn&& fn) {
   fn.template operator()<ArgMaxCase>();
   fn.template operator()<SampleCase>();
   fn.template operator()<MergeAttentionCase>();
+  fn.template operator()<GroupedMatMulCase>();
 }
 
 }  // namespace tandem::cases

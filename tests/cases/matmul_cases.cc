@@ -263,9 +263,9 @@ MatMulArgs Case::Bind(const Views& views) const {
   MatMulArgs args;
   args.a = views("a");
   args.b = views("b");
-  args.b_packed = views.packed;
+  args.b_packed = views.Packed("b");
   // The references are given host views only and need b itself.
-  if (weights == Weights::kPackedOnly && views.packed != nullptr) args.b = {};
+  if (weights == Weights::kPackedOnly && args.b_packed != nullptr) args.b = {};
   args.bias = views("bias");
   args.addend = addend == Addend::kInPlace ? views("out") : views("addend");
   args.out = views("out");

@@ -76,7 +76,10 @@ struct MatMulCase {
   MatMulArgs Bind(const Views& views) const;
   std::vector<Expectation> Expect(const MatMulArgs& args) const;
   std::string DTypeLabel() const;
-  bool WantsPacking() const { return weights != Weights::kPlain; }
+  std::vector<std::string> PackedOperands() const {
+    if (weights == Weights::kPlain) return {};
+    return {"b"};
+  }
 
   static std::vector<MatMulCase> Grid(GridSize size);
   static MatMulCase Random(Rng& rng);

@@ -184,6 +184,13 @@ TensorView Views::operator()(std::string_view name) const {
   return {};
 }
 
+const PackedWeights* Views::Packed(std::string_view name) const {
+  for (const auto& [own_name, packed] : packed_) {
+    if (own_name == name) return packed;
+  }
+  return nullptr;
+}
+
 std::span<const TensorView> Views::All(std::string_view prefix) const {
   std::vector<TensorView>& list = lists_.emplace_back();
   for (const auto& [name, view] : views_) {

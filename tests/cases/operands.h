@@ -90,11 +90,15 @@ class Views {
   TensorView operator()(std::string_view name) const;
   // Those whose names begin with `prefix`, in order; they live as long as this object.
   std::span<const TensorView> All(std::string_view prefix) const;
-  // Matrix products: the packed form of operand "b", when the case asks for it.
-  const PackedWeights* packed = nullptr;
+  // Matrix products: the packed form of an operand, where the case asks for it.
+  void AddPacked(std::string name, const PackedWeights* packed) {
+    packed_.emplace_back(std::move(name), packed);
+  }
+  const PackedWeights* Packed(std::string_view name) const;  // or null
 
  private:
   std::vector<std::pair<std::string, TensorView>> views_;
+  std::vector<std::pair<std::string, const PackedWeights*>> packed_;
   mutable std::list<std::vector<TensorView>> lists_;  // what All() gave out
 };
 

@@ -6,7 +6,7 @@
 //   Args Bind(const Views&) const;                   arguments that refer to them
 //   std::vector<Expectation> Expect(const Args&) const;   what must come out, given host views
 //   std::string DTypeLabel() const;                  "f16", "f32 x q8_0": one row of the report
-//   bool WantsPacking() const;                       optional: pack operand "b" first, if the
+//   std::vector<std::string> PackedOperands() const; optional: weights to pack first, if the
 //                                                    device can
 //   absl::StatusCode ExpectedCode() const;           optional: run must fail so, writing nothing
 //   static std::vector<Case> Grid(GridSize);         the fixed cases
@@ -120,17 +120,16 @@ absl::Status Run(const Prepared<Case>& prepared, const Kernel<typename Case::Arg
       DeviceOperands device,
       DeviceOperands::Upload(prepared.operands, *target.backend, *target.stream));
   Views views = device.views();
-  std::unique_ptr<PackedWeights> packed;
-  if constexpr (requires { prepared.c.WantsPacking(); }) {
-    if (prepared.c.WantsPacking()) {
+  std::vector<std::unique_ptr<PackedWeights>> packed;
+  if constexpr (requires { prepared.c.PackedOperands(); }) {
+    for (const std::string& name : prepared.c.PackedOperands()) {
       absl::StatusOr<std::unique_ptr<PackedWeights>> result = Unimplemented("no packing");
-      if (target.pack) result = target.pack(views("b"));
+      if (target.pack) result = target.pack(views(name));
       // What is multiplied from its stored form is given as it is.
-      if (!absl::IsUnimplemented(result.status())) {
-        TANDEM_RETURN_IF_ERROR(result.status());
-        packed = *std::move(result);
-        views.packed = packed.get();
-      }
+      if (absl::IsUnimplemented(result.status())) continue;
+      TANDEM_RETURN_IF_ERROR(result.status());
+      packed.push_back(*std::move(result));
+      views.AddPacked(name, packed.back().get());
     }
   }
   const typename Case::Args args = prepared.c.Bind(views);
