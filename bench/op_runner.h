@@ -20,11 +20,12 @@ namespace tandem::bench {
 template <typename Args>
 class OpRunner {
  public:
-  OpRunner(int threads, const Args& args, std::string_view kernel_name = "")
-      : stream_(std::make_shared<cpu::ThreadPool>(threads), cpu::DetectCpu()),
-        context_{&stream_, nullptr} {
+  OpRunner(int threads, const Args& args, std::string_view kernel_name = "",
+           cpu::CpuFeatures features = cpu::DetectCpu())
+      : stream_(std::make_shared<cpu::ThreadPool>(threads), features), context_{&stream_, nullptr} {
     for (const Kernel<Args>& kernel : cpu::Kernels<Args>()) {
       if (!kernel_name.empty() && kernel.name != kernel_name) continue;
+      if (kernel.applies != nullptr && !kernel.applies(args)) continue;
       if (!kernel.supports(context_, args).ok()) continue;
       kernel_ = &kernel;
       break;
