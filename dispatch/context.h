@@ -91,6 +91,9 @@ class Context {
   // Makes the workspace of `device` at least `bytes` large, so that later calls allocate nothing.
   absl::Status ReserveWorkspace(DeviceKind device, int64_t bytes);
 
+  // Do ops run where their operands are? See PlacedCalls.
+  bool placed() const { return placed_; }
+
   // The kernel forced for an op, or empty.
   const std::string& forced_kernel(OpKind op) const { return forced_[static_cast<size_t>(op)]; }
   // Forces (or, with an empty name, frees) the kernel of one op. InvalidArgument lists the known
@@ -98,6 +101,7 @@ class Context {
   absl::Status ForceKernel(OpKind op, const std::string& kernel);
 
  private:
+  friend class PlacedCalls;
   Context() = default;
 
   ContextOptions options_;
@@ -108,6 +112,24 @@ class Context {
   KernelPreferences preferences_;
   std::string profile_note_;
   Trace trace_;
+  bool placed_ = false;
+};
+
+// While it lives, every op of the context runs where its operands are, whatever the policy says of
+// the op alone (a forced device still wins): for callers that have placed several ops together.
+class PlacedCalls {
+ public:
+  explicit PlacedCalls(Context& context, bool placed = true)
+      : context_(context), before_(context.placed_) {
+    context.placed_ = placed || before_;
+  }
+  ~PlacedCalls() { context_.placed_ = before_; }
+  PlacedCalls(const PlacedCalls&) = delete;
+  PlacedCalls& operator=(const PlacedCalls&) = delete;
+
+ private:
+  Context& context_;
+  bool before_;
 };
 
 }  // namespace tandem

@@ -50,6 +50,7 @@ absl::StatusOr<Plan<Args>> MakePlan(Context& context, const Args& args, const Op
   inputs.facts = facts;
   inputs.cuda_present = context.device(DeviceKind::kCuda) != nullptr;
   inputs.forced_device = context.options().device;
+  inputs.placed = context.placed();
   Plan<Args> plan;
   plan.decision = Choose(inputs, context.options().policy);
   if (plan.decision.device != facts.operands.kind) {

@@ -81,6 +81,7 @@ absl::StatusOr<Policy> PolicyFromJson(const std::string& json, const Policy& bas
 Decision Choose(const DecisionInputs& inputs, const Policy& policy) {
   using Rule = Decision::Rule;
   if (inputs.forced_device) return {*inputs.forced_device, Rule::kForced};
+  if (inputs.placed) return {inputs.facts.operands.kind, Rule::kPlaced};
   if (!inputs.cuda_present) return {DeviceKind::kCpu, Rule::kOnlyCpu};
   const Threshold threshold = Compare(inputs.facts, policy);
   if (!threshold.exists) return {inputs.facts.operands.kind, Rule::kFollowsOperands};
@@ -96,6 +97,8 @@ std::string Explain(const Decision& decision, const DecisionInputs& inputs, cons
   switch (decision.rule) {
     case Rule::kForced:
       return absl::StrCat("device ", std::string(Name(decision.device)), " is forced");
+    case Rule::kPlaced:
+      return absl::StrCat("placed on ", Name(inputs.facts.operands), " with its layer");
     case Rule::kOnlyCpu:
       return "the CPU is the only device present";
     case Rule::kFollowsOperands:

@@ -59,6 +59,8 @@ struct DecisionInputs {
   OpFacts facts;
   bool cuda_present = false;
   std::optional<DeviceKind> forced_device;
+  // The caller has chosen the device already, by where it put the operands (PlacedCalls).
+  bool placed = false;
 };
 
 struct Decision {
@@ -67,6 +69,7 @@ struct Decision {
   // words.
   enum class Rule : uint8_t {
     kForced,           // the user chose the device
+    kPlaced,           // the caller did, for this and its neighbours together
     kOnlyCpu,          // no other device is present
     kAboveThreshold,   // the policy's threshold is reached: GPU
     kBelowThreshold,   // it is not: CPU

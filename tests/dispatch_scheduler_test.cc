@@ -101,6 +101,26 @@ TEST(Scheduler, EveryFieldOfThePolicyMovesItsThreshold) {
   EXPECT_EQ(Choose(inputs, policy).device, DeviceKind::kCuda);
 }
 
+TEST(Scheduler, WhatWasPlacedRunsWhereItsOperandsAre) {
+  for (const OpKind op : {OpKind::kAttention, OpKind::kMatMul, OpKind::kMask, OpKind::kRmsNorm}) {
+    for (const DeviceKind at : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+      DecisionInputs inputs = Inputs(op);
+      inputs.facts.m = inputs.facts.n = inputs.facts.k = inputs.facts.kv_len = 1 << 20;
+      inputs.facts.elements = int64_t{1} << 40;
+      inputs.facts.operands = {at, 0};
+      inputs.placed = true;
+      const Decision decision = Choose(inputs, Policy());
+      EXPECT_EQ(decision.device, at);
+      EXPECT_EQ(decision.rule, Decision::Rule::kPlaced);
+      EXPECT_EQ(Explain(decision, inputs, Policy()), at == DeviceKind::kCpu
+                                                         ? "placed on cpu with its layer"
+                                                         : "placed on cuda:0 with its layer");
+      inputs.forced_device = DeviceKind::kCpu;
+      EXPECT_EQ(Choose(inputs, Policy()).rule, Decision::Rule::kForced);
+    }
+  }
+}
+
 TEST(PolicyJson, ReplacesTheNamedFields) {
   const auto policy = PolicyFromJson(R"({"attention_min_kv_len": 128, "mask_min_elements": 0})");
   ASSERT_TRUE(policy.ok()) << policy.status();
