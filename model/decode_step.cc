@@ -59,6 +59,9 @@ absl::StatusOr<DecodeSteps> DecodeSteps::Create(Session& session, const Sampling
 }
 
 std::string_view DecodeSteps::mode() const {
+  if (!session_->model().on_one_device()) {
+    return "call by call: the model is on two devices, between which the host waits";
+  }
   if (!on_gpu()) return "call by call: the CPU has no graphs";
   if (!use_graph_) return "call by call: graphs are off";
   if (session_->context().trace().enabled()) return "call by call: a trace times every op";
@@ -67,6 +70,7 @@ std::string_view DecodeSteps::mode() const {
 
 absl::Status DecodeSteps::QueueChoice(const TensorView& logits) {
   Context& context = session_->context();
+  const PlacedCalls placed(context, !session_->model().on_one_device());
   const TensorView chosen = At(device_, kChosen);
   if (sampling_.temperature == 0.0f) {
     ArgMaxArgs args;
@@ -139,7 +143,7 @@ absl::StatusOr<int32_t> DecodeSteps::Choose(const TensorView& logits, uint64_t i
 }
 
 absl::StatusOr<int32_t> DecodeSteps::Next(int32_t token, uint64_t index) {
-  if (!on_gpu()) {
+  if (!all_on_gpu()) {
     TANDEM_ASSIGN_OR_RETURN(const TensorView logits, session_->Forward({&token, 1}));
     return Choose(logits, index);
   }

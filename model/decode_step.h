@@ -9,8 +9,9 @@
 // second is captured, and from then on each is one launch and one wait, for the token.
 //
 // Steps run call by call, with the same calls and so the same bits, where that is asked for
-// (use_graph = false), and where the context traces, since a trace waits for every op. On the CPU
-// there is nothing to launch: Session::Forward and the choice.
+// (use_graph = false), and where the context traces, since a trace waits for every op. On the CPU,
+// and where the model is on two devices, between which the host waits, there is nothing to launch:
+// Session::Forward and the choice.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,7 @@ class DecodeSteps {
   static absl::StatusOr<DecodeSteps> Create(Session& session, const SamplingOptions& sampling,
                                             bool use_graph);
 
-  // Chooses a token from logits [1, vocabulary] on the model's device, f32, contiguous, with the
+  // Chooses a token from logits [1, vocabulary] on the model's device(), f32, contiguous, with the
   // `index`-th random number. DataLoss: they are not numbers.
   absl::StatusOr<int32_t> Choose(const TensorView& logits, uint64_t index);
   // Appends `token` to the session's sequence and chooses the one that follows. After an error the
@@ -58,7 +59,9 @@ class DecodeSteps {
   DecodeSteps(Session& session, const SamplingOptions& sampling, bool use_graph)
       : session_(&session), sampling_(sampling), use_graph_(use_graph) {}
 
+  // Are the logits, is everything?
   bool on_gpu() const { return session_->model().device() != DeviceKind::kCpu; }
+  bool all_on_gpu() const { return on_gpu() && session_->model().on_one_device(); }
   // Calls of one step, and of its end.
   absl::Status QueueStep();
   absl::Status QueueChoice(const TensorView& logits);

@@ -75,21 +75,32 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
   TANDEM_ASSIGN_OR_RETURN(model->config_, DecoderConfig::Load(*model->file_));
   TANDEM_ASSIGN_OR_RETURN(model->weights_, DecoderWeights::Load(*model->file_, model->config_));
 
-  model->device_ = options.device.value_or(context.options().device.value_or(DeviceKind::kCpu));
-  const bool on_cpu = model->device_ == DeviceKind::kCpu;
-  if (!on_cpu) TANDEM_RETURN_IF_ERROR(model->MoveWeights(context));
+  const int64_t layer_count = model->config_.layers;
+  model->placement_ = options.placement.value_or(DecoderPlacement::Everything(
+      options.device.value_or(context.options().device.value_or(DeviceKind::kCpu)), layer_count));
+  const DecoderPlacement& placement = model->placement_;
+  if (static_cast<int64_t>(placement.layers.size()) != layer_count) {
+    return InvalidArgument("placement: expected devices of ", layer_count, " layers, got ",
+                           placement.layers.size());
+  }
+  model->on_one_device_ = placement.on_one_device();
+  if (!model->on_one_device_ && context.options().device) {
+    return InvalidArgument("placement: is on two devices, but every op is forced onto ",
+                           std::string(Name(*context.options().device)));
+  }
+  if (placement.uses(DeviceKind::kCuda)) TANDEM_RETURN_IF_ERROR(model->MoveWeights(context));
 
-  const bool pack_quantized =
-      on_cpu && options.pack_quantized && context.options().quantize_activations;
+  const bool pack_quantized = options.pack_quantized && context.options().quantize_activations;
   const auto packs = [&](const TensorView& view) {
-    return IsBlockQuantized(view.dtype) ? pack_quantized : on_cpu && options.pack_weights;
+    return view.device.kind == DeviceKind::kCpu &&
+           (IsBlockQuantized(view.dtype) ? pack_quantized : options.pack_weights);
   };
   const DecoderWeights& weights = model->weights_;
   // The output matrix multiplies one row, or few: a second copy in f32 would not pay. The
   // largest matrix comes first, while there is room for both its forms.
-  TANDEM_RETURN_IF_ERROR(model->Prepare(context, weights.output,
-                                        IsBlockQuantized(weights.output.dtype) && pack_quantized,
-                                        model->output_));
+  TANDEM_RETURN_IF_ERROR(model->Prepare(
+      context, weights.output, IsBlockQuantized(weights.output.dtype) && packs(weights.output),
+      model->output_));
   model->layers_.resize(weights.layers.size());
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const LayerWeights& from = weights.layers[i];
@@ -105,38 +116,48 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
   const DecoderConfig::Rope& rope = model->config_.rope;
   TANDEM_ASSIGN_OR_RETURN(const RopeFrequencies frequencies,
                           RopeInverseFrequencies(rope.rotary_dim, rope.base, rope.scaling));
-  TANDEM_ASSIGN_OR_RETURN(model->inv_freq_,
+  Tensor& inv_freq = model->inv_freq_[DeviceKind::kCpu];
+  TANDEM_ASSIGN_OR_RETURN(inv_freq,
                           Tensor::Allocate(context.host_allocator(), DType::kF32,
                                            {static_cast<int64_t>(frequencies.inv_freq.size())}));
-  std::copy(frequencies.inv_freq.begin(), frequencies.inv_freq.end(), model->inv_freq_.As<float>());
+  std::copy(frequencies.inv_freq.begin(), frequencies.inv_freq.end(), inv_freq.As<float>());
   model->rope_magnitude_ = frequencies.magnitude;
-  if (!on_cpu) {
-    TANDEM_ASSIGN_OR_RETURN(model->inv_freq_, CopyTo(context, model->device_, model->inv_freq_));
-    TANDEM_RETURN_IF_ERROR(Synchronize(context, model->device_));
+  if (placement.uses(DeviceKind::kCuda)) {
+    TANDEM_ASSIGN_OR_RETURN(model->inv_freq_[DeviceKind::kCuda],
+                            CopyTo(context, DeviceKind::kCuda, inv_freq));
+    TANDEM_RETURN_IF_ERROR(Synchronize(context, DeviceKind::kCuda));
   }
   return std::shared_ptr<const Model>(std::move(model));
 }
 
 absl::Status Model::MoveWeights(Context& context) {
-  std::vector<TensorView*> views = {&weights_.embedding, &weights_.output_norm, &weights_.output};
-  for (LayerWeights& w : weights_.layers) {
-    for (TensorView* view :
-         {&w.attn_norm, &w.q, &w.k, &w.v, &w.q_bias, &w.k_bias, &w.v_bias, &w.q_norm, &w.k_norm,
-          &w.attn_output, &w.ffn_norm, &w.gate, &w.up, &w.down}) {
-      views.push_back(view);
+  constexpr DeviceKind kGpu = DeviceKind::kCuda;
+  std::vector<TensorView*> views;
+  if (placement_.embedding == kGpu) views.push_back(&weights_.embedding);
+  if (placement_.output == kGpu) {
+    views.push_back(&weights_.output_norm);
+    if (!weights_.tied || placement_.embedding != kGpu) views.push_back(&weights_.output);
+  }
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    LayerWeights& w = weights_.layers[i];
+    if (placement_.layers[i].attention == kGpu) {
+      views.insert(views.end(), {&w.attn_norm, &w.q, &w.k, &w.v, &w.q_bias, &w.k_bias, &w.v_bias,
+                                 &w.q_norm, &w.k_norm, &w.attn_output});
+    }
+    if (placement_.layers[i].feed_forward == kGpu) {
+      views.insert(views.end(), {&w.ffn_norm, &w.gate, &w.up, &w.down});
     }
   }
   for (TensorView* view : views) {
     if (!view->present()) continue;
-    if (view == &weights_.output && weights_.tied) {
-      *view = weights_.embedding;
-      continue;
-    }
-    TANDEM_ASSIGN_OR_RETURN(Tensor copy, CopyTo(context, device_, *view));
+    TANDEM_ASSIGN_OR_RETURN(Tensor copy, CopyTo(context, kGpu, *view));
     *view = copy.view();
     resident_.push_back(std::move(copy));
   }
-  return Synchronize(context, device_);
+  if (weights_.tied && placement_.output == kGpu && placement_.embedding == kGpu) {
+    weights_.output = weights_.embedding;
+  }
+  return Synchronize(context, kGpu);
 }
 
 absl::Status Model::Prepare(Context& context, const TensorView& view, bool pack, Matrix& matrix) {
@@ -177,55 +198,85 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Create(Context& context,
 
 absl::Status Session::Allocate(DType kv_dtype) {
   const DecoderConfig& c = model_->config();
-  Allocator& allocator = context_.device(model_->device())->backend->allocator();
-  for (int64_t i = 0; i < c.layers; ++i) {
-    TANDEM_ASSIGN_OR_RETURN(
-        KvCache cache,
-        KvCache::Create(allocator, {1, c.kv_heads, capacity_, c.head_dim, c.v_head_dim, kv_dtype}));
+  const DecoderPlacement& placement = model_->placement();
+  const auto allocator = [&](DeviceKind kind) -> Allocator& {
+    return context_.device(kind)->backend->allocator();
+  };
+  for (const LayerDevices& layer : placement.layers) {
+    TANDEM_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(allocator(layer.attention),
+                                                           {1, c.kv_heads, capacity_, c.head_dim,
+                                                            c.v_head_dim, kv_dtype}));
     bytes_ += cache.bytes();
     caches_.push_back(std::move(cache));
   }
+  for (const DeviceKind device : kDeviceKinds) {
+    if (placement.uses(device)) TANDEM_RETURN_IF_ERROR(AllocateActivations(device));
+  }
+  TANDEM_ASSIGN_OR_RETURN(ids_,
+                          Tensor::Allocate(allocator(placement.embedding), DType::kI32, {ubatch_}));
+  TANDEM_ASSIGN_OR_RETURN(
+      logits_, Tensor::Allocate(allocator(placement.output), DType::kF32, {1, c.vocabulary}));
+  bytes_ += ids_.buffer()->bytes() + logits_.buffer()->bytes();
+  const struct {
+    Tensor& host;
+    const Tensor& own;
+  } inputs[] = {{host_ids_, ids_}, {host_positions_, on_[DeviceKind::kCpu].positions}};
+  for (const auto& input : inputs) {
+    input.host = input.own;
+    if (input.own.view().present() && input.own.view().device.kind == DeviceKind::kCpu) continue;
+    TANDEM_ASSIGN_OR_RETURN(input.host,
+                            Tensor::Allocate(context_.host_allocator(), DType::kI32, {ubatch_}));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Session::AllocateActivations(DeviceKind device) {
+  const DecoderConfig& c = model_->config();
+  const DecoderPlacement& placement = model_->placement();
+  Allocator& allocator = context_.device(device)->backend->allocator();
+  // What goes between host and GPU with every token lies in page-locked memory.
+  Allocator* residual = &allocator;
+  if (device == DeviceKind::kCpu && !model_->on_one_device()) {
+    Allocator* pinned = context_.device(DeviceKind::kCuda)->backend->pinned_allocator();
+    if (pinned != nullptr) residual = pinned;
+  }
+  Activations& a = on_[device];
   const struct {
     Tensor& tensor;
+    Allocator& allocator;
     DType dtype;
     Shape shape;
   } buffers[] = {
-      {ids_, DType::kI32, {ubatch_}},
-      {positions_, DType::kI32, {ubatch_}},
-      {x_, DType::kF32, {ubatch_, c.hidden}},
-      {h_, DType::kF32, {ubatch_, c.hidden}},
-      {logits_, DType::kF32, {1, c.vocabulary}},
+      {a.positions, allocator, DType::kI32, {ubatch_}},
+      {a.x, *residual, DType::kF32, {ubatch_, c.hidden}},
+      {a.h, allocator, DType::kF32, {ubatch_, c.hidden}},
   };
   for (const auto& buffer : buffers) {
-    TANDEM_ASSIGN_OR_RETURN(buffer.tensor, Tensor::Allocate(allocator, buffer.dtype, buffer.shape));
+    TANDEM_ASSIGN_OR_RETURN(buffer.tensor,
+                            Tensor::Allocate(buffer.allocator, buffer.dtype, buffer.shape));
     bytes_ += buffer.tensor.buffer()->bytes();
   }
   // A layer's feed-forward network begins when its attention is done: their activations share
   // memory.
   const std::array<Column, 4> attention = {
-      {{q_, c.q_dim()}, {k_, c.k_dim()}, {v_, c.v_dim()}, {attention_, c.attention_dim()}}};
+      {{a.q, c.q_dim()}, {a.k, c.k_dim()}, {a.v, c.v_dim()}, {a.attention, c.attention_dim()}}};
   // Packed weights cost a row no more when only kPackedRows of them come at once.
-  const auto packed = [](const Model::Layer& layer) {
-    return layer.gate.packed != nullptr && layer.up.packed != nullptr &&
-           layer.down.packed != nullptr;
-  };
-  const bool all_packed = std::all_of(model_->layers_.begin(), model_->layers_.end(), packed);
-  ffn_rows_ = all_packed ? std::min(ubatch_, kPackedRows) : ubatch_;
-  const std::array<Column, 2> feed_forward = {{{gate_, c.ffn}, {up_, c.ffn}}};
+  bool all_packed = true;
+  for (size_t i = 0; i < placement.layers.size(); ++i) {
+    if (placement.layers[i].feed_forward != device) continue;
+    const Model::Layer& layer = model_->layers_[i];
+    all_packed = all_packed && layer.gate.packed != nullptr && layer.up.packed != nullptr &&
+                 layer.down.packed != nullptr;
+  }
+  a.ffn_rows = all_packed ? std::min(ubatch_, kPackedRows) : ubatch_;
+  const std::array<Column, 2> feed_forward = {{{a.gate, c.ffn}, {a.up, c.ffn}}};
   TANDEM_ASSIGN_OR_RETURN(
       const std::shared_ptr<Buffer> shared,
       allocator.Allocate(std::max(LayOut(attention, ubatch_, allocator.device(), nullptr),
-                                  LayOut(feed_forward, ffn_rows_, allocator.device(), nullptr))));
+                                  LayOut(feed_forward, a.ffn_rows, allocator.device(), nullptr))));
   LayOut(attention, ubatch_, allocator.device(), shared);
-  LayOut(feed_forward, ffn_rows_, allocator.device(), shared);
+  LayOut(feed_forward, a.ffn_rows, allocator.device(), shared);
   bytes_ += shared->bytes();
-  host_ids_ = ids_;
-  host_positions_ = positions_;
-  if (model_->device() == DeviceKind::kCpu) return absl::OkStatus();
-  for (Tensor* tensor : {&host_ids_, &host_positions_}) {
-    TANDEM_ASSIGN_OR_RETURN(*tensor,
-                            Tensor::Allocate(context_.host_allocator(), DType::kI32, {ubatch_}));
-  }
   return absl::OkStatus();
 }
 
@@ -302,6 +353,11 @@ absl::Status Session::Run(std::span<const int32_t> tokens, int64_t rows, const T
         RunChunk(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(chunk)), chunk_rows,
                  chunk_logits);
     if (!status.ok()) {
+      // What was queued may still read or write the host's part of a model on two devices.
+      if (!model_->on_one_device()) {
+        Synchronize(context_, DeviceKind::kCuda).IgnoreError();
+        host_residual_in_use_ = false;
+      }
       for (KvCache& cache : caches_) {
         status.Update(cache.Truncate(std::min(before, cache.length())));
       }
@@ -320,16 +376,31 @@ absl::Status Session::RunChunk(std::span<const int32_t> tokens, int64_t rows,
   for (int64_t i = 0; i < count; ++i) {
     host_positions_.As<int32_t>()[i] = static_cast<int32_t>(position_ + i);
   }
-  if (model_->device() != DeviceKind::kCpu) {
-    TANDEM_RETURN_IF_ERROR(Copy(context_, Rows(host_ids_, 0, count), Rows(ids_, 0, count)));
+  Place place;
+  place.tokens = count;
+  for (const DeviceKind device : kDeviceKinds) {
+    if (!on_[device].positions.view().present()) continue;
+    place.positions[device] = Rows(on_[device].positions, 0, count);
+    if (device == DeviceKind::kCpu) continue;
     TANDEM_RETURN_IF_ERROR(
-        Copy(context_, Rows(host_positions_, 0, count), Rows(positions_, 0, count)));
+        Copy(context_, Rows(host_positions_, 0, count), place.positions[device]));
   }
-  return RunTokens(Rows(ids_, 0, count), {Rows(positions_, 0, count), {}}, rows, logits);
+  if (model_->placement().embedding != DeviceKind::kCpu) {
+    TANDEM_RETURN_IF_ERROR(Copy(context_, Rows(host_ids_, 0, count), Rows(ids_, 0, count)));
+  }
+  return RunTokens(Rows(ids_, 0, count), place, rows, logits);
 }
 
 absl::StatusOr<TensorView> Session::QueueToken(const TokenNumbers& numbers) {
-  TANDEM_RETURN_IF_ERROR(RunTokens(numbers.token, {numbers.position, numbers.length}, 1, logits_));
+  if (!model_->on_one_device()) {
+    return absl::FailedPreconditionError(
+        "the model is on two devices: between them the host waits");
+  }
+  Place place;
+  place.positions[model_->device()] = numbers.position;
+  place.length = numbers.length;
+  place.tokens = 1;
+  TANDEM_RETURN_IF_ERROR(RunTokens(numbers.token, place, 1, logits_));
   return logits_.view();
 }
 
@@ -339,25 +410,48 @@ absl::Status Session::CountToken() {
   return absl::OkStatus();
 }
 
+absl::Status Session::MoveResidual(DeviceKind from, DeviceKind to, int64_t begin, int64_t rows) {
+  if (from == to || rows == 0) return absl::OkStatus();
+  TANDEM_RETURN_IF_ERROR(
+      Copy(context_, Rows(on_[from].x, begin, rows), Rows(on_[to].x, begin, rows)));
+  host_residual_in_use_ = to != DeviceKind::kCpu;
+  return to == DeviceKind::kCpu ? Synchronize(context_, from) : absl::OkStatus();
+}
+
 absl::Status Session::RunTokens(const TensorView& ids, const Place& place, int64_t rows,
                                 const TensorView& logits) {
-  const int64_t count = ids.dim(0);
+  // Where weights are decides where a model on two devices runs, not the ops one by one.
+  const PlacedCalls placed(context_, !model_->on_one_device());
+  const DecoderPlacement& placement = model_->placement();
+  DeviceKind at = placement.embedding;
+  if (at == DeviceKind::kCpu && host_residual_in_use_) {
+    TANDEM_RETURN_IF_ERROR(Synchronize(context_, DeviceKind::kCuda));
+    host_residual_in_use_ = false;
+  }
   EmbeddingArgs embedding;
   embedding.table = model_->weights().embedding;
   embedding.ids = ids;
-  embedding.out = Rows(x_, 0, count);
+  embedding.out = Rows(on_[at].x, 0, place.tokens);
   TANDEM_RETURN_IF_ERROR(EmbeddingInto(context_, embedding));
 
   // Behind the last layer's cache only the rows whose logits are wanted matter.
-  const size_t layers = model_->layers_.size();
-  for (size_t i = 0; i < layers; ++i) {
-    TANDEM_RETURN_IF_ERROR(RunLayer(i, place, i + 1 < layers ? count : rows));
+  int64_t keep = place.tokens;
+  for (size_t i = 0; i < placement.layers.size(); ++i) {
+    const LayerDevices& devices = placement.layers[i];
+    TANDEM_RETURN_IF_ERROR(MoveResidual(at, devices.attention, 0, place.tokens));
+    if (i + 1 == placement.layers.size()) keep = rows;
+    TANDEM_RETURN_IF_ERROR(RunAttention(i, place, keep));
+    if (keep == 0) return absl::OkStatus();
+    at = devices.feed_forward;
+    TANDEM_RETURN_IF_ERROR(MoveResidual(devices.attention, at, place.tokens - keep, keep));
+    TANDEM_RETURN_IF_ERROR(RunFeedForward(i, place.tokens - keep, keep));
   }
-  if (rows == 0) return absl::OkStatus();
-  const TensorView normalised = Rows(h_, 0, rows);
-  TANDEM_RETURN_IF_ERROR(Normalise(context_, Rows(x_, count - rows, rows),
-                                   model_->weights().output_norm, model_->config().rms_eps,
-                                   normalised));
+  const int64_t first = place.tokens - rows;
+  TANDEM_RETURN_IF_ERROR(MoveResidual(at, placement.output, first, rows));
+  const Activations& a = on_[placement.output];
+  const TensorView normalised = Rows(a.h, 0, rows);
+  TANDEM_RETURN_IF_ERROR(Normalise(context_, Rows(a.x, first, rows), model_->weights().output_norm,
+                                   model_->config().rms_eps, normalised));
   MatMulArgs output;
   output.a = normalised;
   output.b = model_->output_.view;
@@ -366,28 +460,20 @@ absl::Status Session::RunTokens(const TensorView& ids, const Place& place, int64
   return MatMulInto(context_, output);
 }
 
-absl::Status Session::RunLayer(size_t index, const Place& place, int64_t keep) {
-  TANDEM_RETURN_IF_ERROR(RunAttention(index, place, keep));
-  if (keep == 0) return absl::OkStatus();
-  const int64_t first = place.positions.dim(0) - keep;
-  for (int64_t begin = 0; begin < keep; begin += ffn_rows_) {
-    const int64_t rows = std::min(ffn_rows_, keep - begin);
-    TANDEM_RETURN_IF_ERROR(RunFeedForward(index, Rows(x_, first + begin, rows)));
-  }
-  return absl::OkStatus();
-}
-
 // Keys and values of all tokens go to the cache; queries, and what follows from them, are computed
 // for the last `keep`.
 absl::Status Session::RunAttention(size_t index, const Place& place, int64_t keep) {
-  const int64_t tokens = place.positions.dim(0);
+  const int64_t tokens = place.tokens;
   const DecoderConfig& c = model_->config();
   const LayerWeights& w = model_->weights().layers[index];
   const Model::Layer& m = model_->layers_[index];
   KvCache& cache = caches_[index];
+  const DeviceKind device = model_->placement().layers[index].attention;
+  const Activations& on = on_[device];
+  const TensorView& positions = place.positions[device];
 
-  const TensorView h = Rows(h_, 0, tokens);
-  TANDEM_RETURN_IF_ERROR(Normalise(context_, Rows(x_, 0, tokens), w.attn_norm, c.rms_eps, h));
+  const TensorView h = Rows(on.h, 0, tokens);
+  TANDEM_RETURN_IF_ERROR(Normalise(context_, Rows(on.x, 0, tokens), w.attn_norm, c.rms_eps, h));
   const auto project = [&](const TensorView& a, const Model::Matrix& matrix, const TensorView& bias,
                            const TensorView& out) {
     MatMulArgs args;
@@ -405,7 +491,7 @@ absl::Status Session::RunAttention(size_t index, const Place& place, int64_t kee
     return Normalise(context_, split, norm, c.rms_eps, split);
   };
 
-  const TensorView k = Rows(k_, 0, tokens), v = Rows(v_, 0, tokens), q = Rows(q_, 0, keep);
+  const TensorView k = Rows(on.k, 0, tokens), v = Rows(on.v, 0, tokens), q = Rows(on.q, 0, keep);
   TANDEM_RETURN_IF_ERROR(project(h, m.k, w.k_bias, k));
   TANDEM_RETURN_IF_ERROR(project(h, m.v, w.v_bias, v));
   TANDEM_RETURN_IF_ERROR(normalise_heads(k, c.kv_heads, w.k_norm));
@@ -424,16 +510,16 @@ absl::Status Session::RunAttention(size_t index, const Place& place, int64_t kee
   append.k_scale = cache.k_scale();
   append.v_scale = cache.v_scale();
   if (place.on_device()) {
-    append.cache_lens = place.positions;  // one token
+    append.cache_lens = positions;  // one token
   } else {
     append.position = cache.length();
   }
-  append.rope = {place.positions, model_->inv_freq_, c.rope.pairing, model_->rope_magnitude_};
+  append.rope = {positions, model_->inv_freq_[device], c.rope.pairing, model_->rope_magnitude_};
   TANDEM_RETURN_IF_ERROR(KvAppendInto(context_, append));
   if (!place.on_device()) TANDEM_RETURN_IF_ERROR(cache.Advance(tokens));
   if (keep == 0) return absl::OkStatus();
 
-  const TensorView attended = Rows(attention_, 0, keep);
+  const TensorView attended = Rows(on.attention, 0, keep);
   AttentionArgs attention;
   attention.q = Heads(q, c.heads);
   attention.k = place.on_device() ? cache.k() : cache.Keys();
@@ -448,42 +534,47 @@ absl::Status Session::RunAttention(size_t index, const Place& place, int64_t kee
   output.a = attended;
   output.b = m.attn_output.view;
   output.b_packed = m.attn_output.packed.get();
-  output.addend = Rows(x_, first, keep);
+  output.addend = Rows(on.x, first, keep);
   output.out = output.addend;
   return MatMulInto(context_, output);
 }
 
-absl::Status Session::RunFeedForward(size_t index, const TensorView& x) {
+absl::Status Session::RunFeedForward(size_t index, int64_t first, int64_t count) {
   const DecoderConfig& c = model_->config();
   const Model::Layer& m = model_->layers_[index];
-  const TensorView h = Rows(h_, 0, x.dim(0));
-  TANDEM_RETURN_IF_ERROR(
-      Normalise(context_, x, model_->weights().layers[index].ffn_norm, c.rms_eps, h));
+  const Activations& on = on_[model_->placement().layers[index].feed_forward];
+  for (int64_t begin = 0; begin < count; begin += on.ffn_rows) {
+    const int64_t rows = std::min(on.ffn_rows, count - begin);
+    const TensorView x = Rows(on.x, first + begin, rows), h = Rows(on.h, 0, rows);
+    TANDEM_RETURN_IF_ERROR(
+        Normalise(context_, x, model_->weights().layers[index].ffn_norm, c.rms_eps, h));
 
-  const TensorView gate = Rows(gate_, 0, x.dim(0)), up = Rows(up_, 0, x.dim(0));
-  MatMulArgs product;
-  product.a = h;
-  product.b = m.gate.view;
-  product.b_packed = m.gate.packed.get();
-  product.out = gate;
-  TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
-  product.b = m.up.view;
-  product.b_packed = m.up.packed.get();
-  product.out = up;
-  TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
-  SiluMulArgs activation;
-  activation.gate = gate;
-  activation.up = up;
-  activation.out = gate;
-  TANDEM_RETURN_IF_ERROR(SiluMulInto(context_, activation));
+    const TensorView gate = Rows(on.gate, 0, rows), up = Rows(on.up, 0, rows);
+    MatMulArgs product;
+    product.a = h;
+    product.b = m.gate.view;
+    product.b_packed = m.gate.packed.get();
+    product.out = gate;
+    TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
+    product.b = m.up.view;
+    product.b_packed = m.up.packed.get();
+    product.out = up;
+    TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
+    SiluMulArgs activation;
+    activation.gate = gate;
+    activation.up = up;
+    activation.out = gate;
+    TANDEM_RETURN_IF_ERROR(SiluMulInto(context_, activation));
 
-  MatMulArgs down;
-  down.a = gate;
-  down.b = m.down.view;
-  down.b_packed = m.down.packed.get();
-  down.addend = x;
-  down.out = x;
-  return MatMulInto(context_, down);
+    MatMulArgs down;
+    down.a = gate;
+    down.b = m.down.view;
+    down.b_packed = m.down.packed.get();
+    down.addend = x;
+    down.out = x;
+    TANDEM_RETURN_IF_ERROR(MatMulInto(context_, down));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace tandem

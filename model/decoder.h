@@ -19,6 +19,10 @@
 // created; forwarding allocates nothing further once the context's workspace has grown. Prompts run
 // in chunks of `ubatch` tokens. Heads are strided views of [tokens, heads * head_dim]: nothing is
 // transposed or copied.
+//
+// The parts of a model may be on different devices (decoder_placement.h): then a session has
+// activations on both, and x is copied from one to the other between parts on different ones, on
+// the host in page-locked memory. Every op runs where its weights are.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +36,11 @@
 #include "core/ops/matmul.h"
 #include "core/tensor.h"
 #include "dispatch/context.h"
+#include "dispatch/placement.h"
 #include "model/config.h"
+#include "model/decoder_placement.h"
 #include "model/gguf.h"
+#include "model/session_options.h"
 #include "model/weights.h"
 
 namespace tandem {
@@ -51,6 +58,8 @@ struct ModelOptions {
   // the context forces (ContextOptions::device), or the CPU. Weights are copied to a GPU once, when
   // loading; packing is for the CPU only.
   std::optional<DeviceKind> device;
+  // Instead: a device for every part.
+  std::optional<DecoderPlacement> placement;
 };
 
 // Uses memory of the context it was loaded in, which must outlive it.
@@ -67,7 +76,11 @@ class Model {
   const DecoderConfig& config() const { return config_; }
   const DecoderWeights& weights() const { return weights_; }
   int64_t packed_bytes() const { return packed_bytes_; }
-  DeviceKind device() const { return device_; }
+  const DecoderPlacement& placement() const { return placement_; }
+  // Is everything on one device?
+  bool on_one_device() const { return on_one_device_; }
+  // Of the output matrix, and so of logits; of everything, if it is one.
+  DeviceKind device() const { return placement_.output; }
 
  private:
   friend class Session;
@@ -83,7 +96,7 @@ class Model {
 
   Model() = default;
   absl::Status Prepare(Context& context, const TensorView& view, bool pack, Matrix& matrix);
-  // Replaces the views of weights_ by copies on device_.
+  // Replaces the views of weights_ that belong on a GPU by copies there.
   absl::Status MoveWeights(Context& context);
 
   std::shared_ptr<const GgufFile> file_;
@@ -91,18 +104,12 @@ class Model {
   DecoderWeights weights_;
   std::vector<Layer> layers_;
   Matrix output_;
-  DeviceKind device_ = DeviceKind::kCpu;
+  DecoderPlacement placement_;
+  bool on_one_device_ = true;
   std::vector<Tensor> resident_;  // weights that were copied to a GPU
-  Tensor inv_freq_;
+  PerDevice<Tensor> inv_freq_;
   float rope_magnitude_ = 1.0f;
   int64_t packed_bytes_ = 0;
-};
-
-struct SessionOptions {
-  int64_t capacity = 0;          // tokens of context; 0: the model's, at most kDefaultCapacity
-  DType kv_dtype = DType::kF16;  // f32, f16, bf16 or i8
-  int64_t ubatch = 512;          // most tokens computed at once
-  static constexpr int64_t kDefaultCapacity = 4096;
 };
 
 class Session {
@@ -135,6 +142,7 @@ class Session {
   // For model/decode_step.h: the forward pass of one token whose numbers are read from memory of
   // the model's device when the work runs, so that it can be recorded. Each [1], i32, there: the
   // token, position(), and position() + 1. Returns the logits [1, vocabulary] as Forward does.
+  // FailedPrecondition: the model is not on one device.
   // Nothing is counted until CountToken, which the caller must not forget when the work is done.
   struct TokenNumbers {
     TensorView token, position, length;
@@ -155,34 +163,46 @@ class Session {
   // Where the tokens of a chunk stand: their positions [tokens], and, if the layers shall read it
   // from the device, the length of the sequence with them [1].
   struct Place {
-    TensorView positions, length;
+    PerDevice<TensorView> positions;
+    TensorView length;
+    int64_t tokens = 0;
     bool on_device() const { return length.present(); }
+  };
+  // Activations on one device, [ubatch, ...]: x is the residual stream, h its normalised form. gate
+  // and up lie where q to attention did. `ffn_rows` of the feed-forward network are computed at
+  // once.
+  struct Activations {
+    Tensor positions, x, h, q, k, v, attention, gate, up;
+    int64_t ffn_rows = 0;
   };
 
   absl::Status Allocate(DType kv_dtype);
+  absl::Status AllocateActivations(DeviceKind device);
+  // Copies rows of the residual stream to another device; to the host: and waits for them.
+  absl::Status MoveResidual(DeviceKind from, DeviceKind to, int64_t begin, int64_t rows);
   // Runs checked tokens; the logits of the last `rows` of them go to `logits` [rows, vocabulary].
   absl::Status Run(std::span<const int32_t> tokens, int64_t rows, const TensorView& logits);
   absl::Status RunChunk(std::span<const int32_t> tokens, int64_t rows, const TensorView& logits);
   absl::Status RunTokens(const TensorView& ids, const Place& place, int64_t rows,
                          const TensorView& logits);
-  absl::Status RunLayer(size_t index, const Place& place, int64_t keep);
   absl::Status RunAttention(size_t index, const Place& place, int64_t keep);
-  absl::Status RunFeedForward(size_t index, const TensorView& x);
+  // Of `count` tokens from the chunk's `first` on.
+  absl::Status RunFeedForward(size_t index, int64_t first, int64_t count);
 
   Context& context_;
   std::shared_ptr<const Model> model_;
   int64_t capacity_ = 0;
   int64_t ubatch_ = 0;
-  int64_t ffn_rows_ = 0;  // of the feed-forward network that are computed at once
   int64_t position_ = 0;
   int64_t bytes_ = 0;
   std::vector<KvCache> caches_;
 
   // Of a GPU: what is sent there with every chunk, and what comes back from ForwardAll.
   Tensor host_ids_, host_positions_, device_logits_;
-  // Activations, [ubatch, ...]; x_ is the residual stream, h_ its normalised form. gate_ and up_
-  // lie where q_ to attention_ did.
-  Tensor ids_, positions_, x_, h_, q_, k_, v_, attention_, gate_, up_, logits_;
+  PerDevice<Activations> on_;
+  Tensor ids_, logits_;  // where the embedding, where the output matrix is
+  // May a copy that is under way still read the host's residual stream?
+  bool host_residual_in_use_ = false;
 };
 
 }  // namespace tandem

@@ -1,0 +1,48 @@
+// Which parts of a decoder are on which device.
+//
+// A layer has two halves, attention (with its cache) and the feed-forward network; each half, the
+// embedding and the output matrix have a device. Their weights are put there once, when the model
+// is loaded, the cache of a layer lives with its attention, and between parts on different devices
+// the residual stream is copied: `hidden` f32 per token, the only thing that flows.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+
+namespace tandem {
+
+struct LayerDevices {
+  DeviceKind attention = DeviceKind::kCpu;
+  DeviceKind feed_forward = DeviceKind::kCpu;
+  friend bool operator==(const LayerDevices&, const LayerDevices&) = default;
+};
+
+struct DecoderPlacement {
+  DeviceKind embedding = DeviceKind::kCpu;
+  std::vector<LayerDevices> layers;
+  DeviceKind output = DeviceKind::kCpu;  // its norm, its matrix, and so the logits
+  std::string reason;                    // for people
+
+  static DecoderPlacement Everything(DeviceKind device, int64_t layers) {
+    return {device, std::vector<LayerDevices>(static_cast<size_t>(layers), {device, device}),
+            device, ""};
+  }
+  bool uses(DeviceKind device) const {
+    if (embedding == device || output == device) return true;
+    for (const LayerDevices& layer : layers) {
+      if (layer.attention == device || layer.feed_forward == device) return true;
+    }
+    return false;
+  }
+  bool on_one_device() const {
+    return !uses(output == DeviceKind::kCpu ? DeviceKind::kCuda : DeviceKind::kCpu);
+  }
+};
+
+// "layers 4-31 and the output matrix on cuda, the rest on cpu"
+std::string Describe(const DecoderPlacement& placement);
+
+}  // namespace tandem
