@@ -16,6 +16,7 @@
 //
 // Tasks: (batch, kv head, chunk). Chunk boundaries depend on the arguments only, never on the
 // number of threads, and merging is in chunk order: results are bit-identical at any thread count.
+// In batch-invariant calls all chunks have the same number of keys.
 //
 // Memory: K and V of the visible keys once, in place, in their own type; partial results of
 // rows * Dv floats per chunk, written and read once if there are several. The scores of a tile are
@@ -447,6 +448,10 @@ template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const AttentionArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckIsa(context, kIsa));
   TANDEM_RETURN_IF_ERROR(CheckContiguousRows(args));
+  if (args.batch_invariant && args.q_offsets.present()) {
+    return Unimplemented(
+        "batch_invariant: whether packed queries are few depends on the other sequences");
+  }
   const int64_t queries = MostQueries(args);
   if (queries > kMaxDecodeQueries) {
     return Unimplemented("at most ", kMaxDecodeQueries, " queries per sequence, got ", queries);

@@ -62,9 +62,11 @@ static_assert(sizeof(KeyTile<float>) <= sizeof(KeyTile<int8_t>));
 
 // At least 256 keys per chunk, and no more tasks than keep the memory of a large machine busy: a
 // task costs 1000 to 3000 cycles beyond its keys (Zen 5; 256 keys of 8 rows x 64 take 11000), most
-// of it when its partial results have to come from memory. A function of the problem alone.
-inline int64_t ChunkKeys(int64_t keys, int64_t heads) {
-  constexpr int64_t kMinChunk = 256;
+// of it when its partial results have to come from memory. A function of the problem alone; if the
+// result of a sequence must not depend on the others, of nothing.
+inline int64_t ChunkKeys(int64_t keys, int64_t heads, bool batch_invariant) {
+  constexpr int64_t kMinChunk = 256, kFixedChunk = 512;
+  if (batch_invariant) return kFixedChunk;
   constexpr int64_t kTasks = 64;
   const int64_t chunks = std::clamp<int64_t>(kTasks / heads, 1, 64);
   return std::max(kMinChunk, RoundUp((keys + chunks - 1) / chunks, kTileKeys));
@@ -87,7 +89,7 @@ inline DecodePlan MakePlan(const AttentionArgs& args, int workers, Workspace& wo
   plan.padded_rows = plan.rows + kMaxBlockRows;
   plan.q_stride = RoundUp(args.head_dim(), kLanes) * 2;
   plan.acc_stride = std::max<int64_t>(RoundUp(args.v_head_dim(), kLanes), kLanes);
-  plan.chunk = ChunkKeys(longest, std::max<int64_t>(plan.heads, 1));
+  plan.chunk = ChunkKeys(longest, std::max<int64_t>(plan.heads, 1), args.batch_invariant);
   plan.chunks = std::max<int64_t>(1, (longest + plan.chunk - 1) / plan.chunk);
   const int64_t tasks = plan.heads * plan.chunks;
   plan.q = workspace.Take<float>(workers * plan.padded_rows * plan.q_stride);

@@ -15,9 +15,9 @@ int64_t RoundUpTo(int64_t x, int64_t multiple) { return (x + multiple - 1) / mul
 int64_t CeilDiv(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // Large tiles spread the packing of K and V over more rows, small ones give more threads work.
-int64_t TileRows(int64_t rows, int64_t heads) {
+int64_t TileRows(int64_t rows, int64_t heads, bool batch_invariant) {
   constexpr int64_t kSmall = 96, kLarge = 192;  // multiples of 6 and 16
-  if (rows <= kSmall) return kSmall;
+  if (rows <= kSmall || batch_invariant) return kSmall;
   return rows * heads >= kLarge * 64 ? kLarge : kSmall;
 }
 
@@ -41,15 +41,17 @@ PrefillPlan MakePrefillPlan(const AttentionArgs& args, bool pairs, int64_t worke
   const bool packed_queries = args.q_offsets.present();
   const int64_t rows = plan.group * args.q_len();
   const int64_t batch = args.batch();
-  plan.tile_rows = TileRows(rows, (packed_queries ? 1 : batch) * plan.kv_heads);
+  plan.tile_rows =
+      TileRows(rows, (packed_queries ? 1 : batch) * plan.kv_heads, args.batch_invariant);
   const int64_t row_tiles = CeilDiv(rows, plan.tile_rows);
   const int64_t tiles = packed_queries ? row_tiles + batch : batch * row_tiles;
   plan.q_stride = RoundUpTo(plan.k_depth, 16);
   plan.acc_stride = std::max(RoundUpTo(args.v_head_dim(), kPrefillPanel), kPrefillPanel);
 
   const int64_t tasks = std::max<int64_t>(tiles * plan.kv_heads, 1);
-  plan.max_pieces =
-      std::clamp<int64_t>(args.kv_len() / kPieceKeys, 1, CeilDiv(kEnoughTasks, tasks));
+  plan.max_pieces = args.batch_invariant ? 1
+                                         : std::clamp<int64_t>(args.kv_len() / kPieceKeys, 1,
+                                                               CeilDiv(kEnoughTasks, tasks));
   plan.max_tiles = tiles * plan.max_pieces;
   plan.tiles = workspace.Take<PrefillTile>(plan.max_tiles);
   if (plan.max_pieces > 1) {
@@ -59,7 +61,7 @@ PrefillPlan MakePrefillPlan(const AttentionArgs& args, bool pairs, int64_t worke
     plan.partial_sum = workspace.Take<float>(partial_rows);
   }
 
-  if (row_tiles > 1) {
+  if (row_tiles > 1 && !args.batch_invariant) {
     const int64_t tile_bytes =
         (plan.k_floats() + plan.v_floats()) * static_cast<int64_t>(sizeof(float));
     plan.max_head_packed =

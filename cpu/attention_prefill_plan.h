@@ -12,6 +12,8 @@
 //   * The keys of a short sequence are packed once, before; several row tiles use them. Beyond
 //     kSharedHeadBytes every task packs the keys that it comes to: reading panels from the
 //     third-level cache costs more than packing, which is then 2 to 3 % of the work.
+// The last two, and the size of row tiles, depend on the whole batch: batch-invariant calls go
+// without, with small tiles.
 // Capacities come from shapes alone; the tile list itself from the lengths of the sequences.
 #pragma once
 

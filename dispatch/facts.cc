@@ -41,6 +41,7 @@ double VisiblePairs(const MaskRule& rule) {
 OpFacts FactsOf(const AttentionArgs& args) {
   OpFacts facts;
   facts.op = OpKind::kAttention;
+  facts.batch_invariant = args.batch_invariant;
   facts.m = args.q_len();
   facts.n = args.q_heads();
   facts.k = args.head_dim();

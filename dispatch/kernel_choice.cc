@@ -267,7 +267,7 @@ absl::StatusOr<KernelPreferences> KernelPreferences::FromProfile(const KernelPro
 }
 
 const KernelPreference* KernelPreferences::Find(const OpFacts& facts, DeviceKind device) const {
-  if (by_class_.empty()) return nullptr;
+  if (by_class_.empty() || facts.batch_invariant) return nullptr;
   const auto kernel_class = ClassOf(facts, device);
   if (!kernel_class) return nullptr;
   const auto found = by_class_.find(kernel_class->Id());

@@ -53,6 +53,9 @@ struct OpFacts {
   DType input = DType::kF32;    // matmul: of a; attention: of q
   DType weights = DType::kF32;  // matmul: of b; attention: of k
   bool packed = false;          // matmul: b is given packed
+  // attention: batch-invariant, so that no class of calls that depends on the batch may choose the
+  // kernel
+  bool batch_invariant = false;
 };
 
 struct DecisionInputs {

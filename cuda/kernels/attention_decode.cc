@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/kernel.h"
+#include "core/ops/attention.h"
 #include "core/status.h"
 #include "core/workspace.h"
 #include "cuda/kernels/attention_setup.h"
@@ -55,7 +57,10 @@ int QueryTerms(const AttentionArgs& args) {
 
 DecodeShape ShapeOf(const KernelContext& context, const AttentionArgs& args) {
   const int64_t have = CudaStream::Of(context).info().shared_memory_per_block_bytes;
-  const int64_t columns = std::max<int64_t>(std::min(ColumnsOf(args), MaxColumns(args)), 1);
+  int64_t columns = std::max<int64_t>(std::min(ColumnsOf(args), MaxColumns(args)), 1);
+  // The two kinds of kernel round differently, and how many columns there are depends on the
+  // longest sequence: batch-invariant calls take the same for all.
+  if (args.batch_invariant) columns = std::max<int64_t>(columns, 9);
   const bool scaled = args.k.dtype == DType::kI8, floats = args.k.dtype == DType::kF32;
   const int64_t element = BlockBytes(args.k.dtype);
   DecodeShape shape = {};
@@ -162,6 +167,7 @@ DecodePlan PlanOfDecode(const KernelContext& context, const AttentionArgs& args)
   in.kv_heads = args.kv_heads();
   in.multiprocessors = CudaStream::Of(context).info().multiprocessors;
   in.blocks_per_multiprocessor = ShapeOf(context, args).blocks_per_multiprocessor;
+  in.batch_invariant = args.batch_invariant;
   return PlanDecode(in);
 }
 
@@ -169,6 +175,10 @@ absl::Status SupportsDecode(const KernelContext& context, const AttentionArgs& a
   if (args.head_dim() > kDecodeMaxHeadDim || args.v_head_dim() > kDecodeMaxHeadDim) {
     return Unimplemented("needs head dimensions <= ", kDecodeMaxHeadDim, ", got ", args.head_dim(),
                          " and ", args.v_head_dim());
+  }
+  if (args.batch_invariant && args.q_offsets.present()) {
+    return Unimplemented(
+        "batch_invariant: whether packed queries are few depends on the other sequences");
   }
   if (ColumnsOf(args) > MaxColumns(args)) {
     return Unimplemented("needs <= ", MaxColumns(args), " query rows per key/value head, got ",
@@ -181,6 +191,15 @@ absl::Status SupportsDecode(const KernelContext& context, const AttentionArgs& a
     return Unimplemented(
         "needs sequences * key/value heads <= ", INT32_MAX / (2 * kDecodeMaxSplits), ", got ",
         args.batch() * args.kv_heads());
+  }
+  if (args.batch_invariant) {  // then the number of splits has no bound of its own
+    const int64_t splits =
+        PlanDecode({.capacity = args.cache_len(), .batch_invariant = true}).splits;
+    const int64_t most = INT32_MAX / (splits + 1);
+    if (args.batch() * args.kv_heads() > most) {
+      return Unimplemented("batch_invariant: with ", args.cache_len(), " keys, needs sequences * ",
+                           "key/value heads <= ", most, ", got ", args.batch() * args.kv_heads());
+    }
   }
   TANDEM_RETURN_IF_ERROR(CheckVectorRows("k", args.k));
   TANDEM_RETURN_IF_ERROR(CheckVectorRows("v", args.v));

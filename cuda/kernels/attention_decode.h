@@ -5,11 +5,15 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "core/kernel.h"
-#include "core/ops/attention.h"
 #include "cuda/kernel_function.h"
 #include "cuda/kernels/attention_decode_plan.h"
 #include "cuda/kernels/attention_params.h"
+
+// Declared only: kernels do not need them, and are not compiled again when they change.
+namespace tandem {
+struct AttentionArgs;
+struct KernelContext;
+}  // namespace tandem
 
 namespace tandem::cuda {
 

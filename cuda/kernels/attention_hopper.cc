@@ -15,7 +15,7 @@
 namespace tandem::cuda {
 namespace {
 
-// Fewer rows are for the kernels that pack heads and split keys: a tile has 128 or 192.
+// Fewer rows are for the kernels that pack heads and split keys: a tile has 128.
 constexpr int64_t kFewestQueries = 32;
 // Lengths and row blocks are 32-bit numbers in the kernel.
 constexpr int64_t kMostKeys = int64_t{1} << 30;
@@ -124,6 +124,10 @@ absl::Status AttentionHopperSupports(const KernelContext& context, const Attenti
   if ((d != 64 && d != 128 && d != 256) || args.v_head_dim() != d) {
     return Unimplemented("head dimensions ", d, " and ", args.v_head_dim(),
                          ", expected 64, 128 or 256, and the same for both");
+  }
+  if (args.batch_invariant && args.q_offsets.present()) {
+    return Unimplemented(
+        "batch_invariant: whether packed queries are many depends on the other sequences");
   }
   if (args.q_len() < kFewestQueries) {
     return Unimplemented(args.q_len(), " queries, expected at least ", kFewestQueries);

@@ -444,6 +444,7 @@ AttentionArgs Case::Bind(const Views& views) const {
   args.keys_before = keys_before;
   args.keys_after = keys_after;
   args.new_after = new_after;
+  args.batch_invariant = batch_invariant;
   args.q_lens = views("q_lens");
   args.q_offsets = views("q_offsets");
   args.kv_lens = views("kv_lens");

@@ -84,6 +84,7 @@ struct AttentionCase {
   int64_t keys_before = 0;  // of a longer cache: rows that the call does not have
   int64_t keys_after = 0;
   int64_t new_after = 0;
+  bool batch_invariant = false;
   std::optional<float> scale = std::nullopt;
   float softcap = 0.0f;
   bool alibi = false;
@@ -128,6 +129,7 @@ struct AttentionCase {
     visit("keys_before", self.keys_before);
     visit("keys_after", self.keys_after);
     visit("new_after", self.new_after);
+    visit("batch_invariant", self.batch_invariant);
     visit("scale", self.scale);
     visit("softcap", self.softcap);
     visit("alibi", self.alibi);

@@ -318,6 +318,32 @@ std::vector<Case> NamedCases() {
        .kv_dtype = DType::kI8,
        .lse = true,
        .seed = 21},
+      // batch-invariant: keys cut by their number alone, few queries and many
+      {.batch = 3,
+       .q_heads = 4,
+       .kv_heads = 2,
+       .q_len = 2,
+       .kv_len = 1300,
+       .new_len = 1,
+       .kv_dtype = kF16,
+       .batch_invariant = true,
+       .sinks = true,
+       .queries = AttentionQueries::kRagged,
+       .ragged_kv = true,
+       .page_size = 16,
+       .lse = true,
+       .seed = 22},
+      {.batch = 2,
+       .q_heads = 4,
+       .kv_heads = 1,
+       .q_len = 60,
+       .kv_len = 1100,
+       .q_dtype = kBF16,
+       .kv_dtype = kBF16,
+       .batch_invariant = true,
+       .queries = AttentionQueries::kPacked,
+       .lse = true,
+       .seed = 23},
       // one cache shared by all sequences
       {.batch = 3,
        .q_heads = 4,
@@ -420,6 +446,7 @@ Case Case::Random(Rng& rng) {
   c.out_layout = rng.Pick(kLayouts);
   RandomVariants(rng, c);
   c.seed = rng.Integer(1, 1'000'000);
+  c.batch_invariant = rng.Chance(0.15);
   return Bounded(c, 10'000'000);
 }
 
