@@ -14,6 +14,7 @@
 #include "dispatch/registry.h"
 #include "tests/cases/attention_cases.h"
 #include "tests/emulated_context.h"
+#include "tests/sanitizers.h"
 
 namespace tandem::cases {
 namespace {
@@ -22,7 +23,9 @@ constexpr DType kF32 = DType::kF32, kF16 = DType::kF16, kBF16 = DType::kBF16, kI
 
 TensorView Narrow(TensorView view, int axis, int64_t begin, int64_t count) {
   if (!view.present()) return view;
-  view.data = static_cast<char*>(view.data) + ByteOffset(view.dtype, begin * view.stride(axis));
+  // An empty view stays where it is: behind it there may be no memory at all.
+  const int64_t offset = view.empty() ? 0 : begin * view.stride(axis);
+  view.data = static_cast<char*>(view.data) + ByteOffset(view.dtype, offset);
   view.shape.dims[axis] = count;
   return view;
 }
@@ -150,9 +153,9 @@ class BatchInvarianceTest : public testing::Test {
           const auto single = Run(context, kernel, *prepared, b, tight);
           if (single == nullptr) continue;  // hopper: too few queries for it
           const AttentionArgs by_itself = Alone(results(*single), lengths, b, tight);
-          EXPECT_EQ(Bits(by_itself.out) == Bits(in_batch.out), true) << "sequence " << b;
+          EXPECT_TRUE(Bits(by_itself.out) == Bits(in_batch.out)) << "sequence " << b;
           if (c.lse) {
-            EXPECT_EQ(Bits(by_itself.lse) == Bits(in_batch.lse), true) << "lse, sequence " << b;
+            EXPECT_TRUE(Bits(by_itself.lse) == Bits(in_batch.lse)) << "lse, sequence " << b;
           }
           tested_.insert(std::string(kernel.name));
         }
@@ -167,7 +170,7 @@ class BatchInvarianceTest : public testing::Test {
 // Batches of 2 to 9 sequences with lengths of their own, few queries.
 std::vector<AttentionCase> FewQueries() {
   std::vector<AttentionCase> cases;
-  for (int64_t batch = 2; batch <= 9; ++batch) {
+  for (int64_t batch = 2; batch <= 9; batch += kSanitized ? 3 : 1) {
     AttentionCase c = {.batch = batch, .q_heads = 6, .kv_heads = 2, .q_len = 1 + batch % 4};
     c.kv_len = 300 * batch;
     c.head_dim = batch % 3 == 0 ? 40 : 64;
