@@ -1,58 +1,12 @@
 #include "dispatch/transfer.h"
 
-#include <cstring>
-
 #include "core/backend.h"
 #include "core/status.h"
 #include "dispatch/context.h"
+#include "dispatch/dense.h"
 
 namespace tandem {
 namespace {
-
-// The dense layout of a view's elements; dimensions of stride 0 take no room.
-TensorView Dense(const TensorView& view) {
-  TensorView dense = view;
-  int64_t stride = 1;
-  for (int i = view.rank() - 1; i >= 0; --i) {
-    const bool repeated = view.strides[i] == 0 && view.dim(i) > 1;
-    dense.strides[i] = repeated ? 0 : stride;
-    if (!repeated) stride *= view.dim(i);
-  }
-  return dense;
-}
-
-// The view without its repetitions.
-TensorView Once(TensorView view) {
-  for (int i = 0; i < view.rank(); ++i) {
-    if (view.strides[i] == 0) view.shape.dims[i] = 1;
-  }
-  return view;
-}
-
-// Copies the elements of `from` to `to`, views of one shape in host memory; recursion over
-// dimensions, whole rows at once where they are contiguous in both.
-void CopyElements(const TensorView& to, const TensorView& from, int axis = 0, int64_t to_at = 0,
-                  int64_t from_at = 0) {
-  const auto address = [](const TensorView& view, int64_t at) {
-    return static_cast<char*>(view.data) + ByteOffset(view.dtype, at);
-  };
-  const int64_t extent = to.dim(axis), to_step = to.stride(axis), from_step = from.stride(axis);
-  if (axis + 1 == to.rank()) {
-    if (extent == 1 || (to_step == 1 && from_step == 1)) {
-      std::memcpy(address(to, to_at), address(from, from_at),
-                  static_cast<size_t>(ByteOffset(to.dtype, extent)));
-      return;
-    }
-    const auto bytes = static_cast<size_t>(BlockBytes(to.dtype));  // of one element: a plain type
-    for (int64_t i = 0; i < extent; ++i) {
-      std::memcpy(address(to, to_at + i * to_step), address(from, from_at + i * from_step), bytes);
-    }
-    return;
-  }
-  for (int64_t i = 0; i < extent; ++i) {
-    CopyElements(to, from, axis + 1, to_at + i * to_step, from_at + i * from_step);
-  }
-}
 
 TensorView At(TensorView view, void* data) {
   view.data = data;

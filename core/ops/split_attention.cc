@@ -36,13 +36,6 @@ absl::Status CheckCuts(const AttentionArgs& args, std::span<const int64_t> cuts)
   return absl::OkStatus();
 }
 
-// Columns of a bias or mask; one that holds for all keys stays.
-void TakeColumns(TensorView& view, int64_t begin, int64_t keys) {
-  if (!view.present() || (view.dim(3) == 1 && view.dtype != DType::kU32)) return;
-  const int64_t first = view.dtype == DType::kU32 ? begin / 32 : begin;
-  view = Slice(view, 3, first, MaskColumns(view.dtype, keys));
-}
-
 // Rows [begin, end) of the cache.
 AttentionArgs PartOf(const AttentionArgs& args, int64_t begin, int64_t end, bool last) {
   AttentionArgs part = args;
@@ -61,11 +54,18 @@ AttentionArgs PartOf(const AttentionArgs& args, int64_t begin, int64_t end, bool
     part.new_after += args.new_len();
     part.k_new = part.v_new = part.sinks = {};
   }
-  for (TensorView* columns : {&part.bias, &part.mask}) TakeColumns(*columns, begin, part.kv_len());
+  for (TensorView* columns : {&part.bias, &part.mask})
+    TakeKeyColumns(*columns, begin, part.kv_len());
   return part;
 }
 
 }  // namespace
+
+void TakeKeyColumns(TensorView& view, int64_t begin, int64_t keys) {
+  if (!view.present() || (view.dim(3) == 1 && view.dtype != DType::kU32)) return;
+  const int64_t first = view.dtype == DType::kU32 ? begin / 32 : begin;
+  view = Slice(view, 3, first, MaskColumns(view.dtype, keys));
+}
 
 absl::StatusOr<std::vector<AttentionArgs>> SplitAttention(const AttentionArgs& args,
                                                           std::span<const int64_t> cuts) {

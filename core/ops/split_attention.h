@@ -28,4 +28,8 @@ namespace tandem {
 absl::StatusOr<std::vector<AttentionArgs>> SplitAttention(const AttentionArgs& args,
                                                           std::span<const int64_t> cuts);
 
+// The columns that keys [begin, begin + keys) of the whole have in its bias or mask; one that holds
+// for all keys stays, and so does an absent one. Of a packed mask, begin is a multiple of 32.
+void TakeKeyColumns(TensorView& view, int64_t begin, int64_t keys);
+
 }  // namespace tandem

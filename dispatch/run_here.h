@@ -1,0 +1,55 @@
+// Running an op on the device where its operands are, whatever the policy says: for those who have
+// decided already (attention and products on two devices at once).
+#pragma once
+
+#include "core/status.h"
+#include "dispatch/run.h"
+
+namespace tandem {
+
+// `queued`: where the context traces, work on a GPU is not waited for; its record, without a
+// duration, is left here, for Finished. InvalidArgument: bad arguments, or a device that the
+// context does not have. Unimplemented: it has no kernel for them.
+template <typename Args>
+absl::Status RunHere(Context& context, const Args& args, TraceRecord* queued = nullptr) {
+  TANDEM_RETURN_IF_ERROR(Validate(args));
+  const OpFacts facts = FactsOf(args);
+  if (!context.has(facts.operands)) {
+    return InvalidArgument("operands live on ", Name(facts.operands),
+                           ", which this context does not have");
+  }
+  const DeviceKind kind = facts.operands.kind;
+  Plan<Args> plan;
+  plan.decision = {kind, Decision::Rule::kFollowsOperands};
+  plan.preference = context.kernel_preferences().Find(facts, kind);
+  TANDEM_ASSIGN_OR_RETURN(plan.kernel, internal::SelectOn(context, kind, args, plan.preference));
+  if (!context.trace().enabled()) return internal::RunThere(context, plan, args);
+  TraceRecord record;
+  record.facts = facts;
+  record.decision = plan.decision;
+  record.device = context.device(kind)->backend->device();
+  record.cuda_present = context.device(DeviceKind::kCuda) != nullptr;
+  record.kernel = plan.kernel->name;
+  record.start_ns = context.trace().Now();
+  absl::Status status = internal::RunThere(context, plan, args);
+  if (status.ok() && queued != nullptr && kind == DeviceKind::kCuda) {
+    *queued = record;
+    return status;
+  }
+  if (status.ok() && kind == DeviceKind::kCuda) {
+    status = context.device(kind)->stream->Synchronize();
+  }
+  record.duration_ns = context.trace().Now() - record.start_ns;
+  context.trace().Add(record);
+  return status;
+}
+
+// The work of a record that RunHere left has been waited for.
+inline void Finished(Context& context, TraceRecord& queued) {
+  if (!context.trace().enabled() || queued.kernel.empty()) return;
+  queued.duration_ns = context.trace().Now() - queued.start_ns;
+  context.trace().Add(queued);
+  queued.kernel = {};
+}
+
+}  // namespace tandem
