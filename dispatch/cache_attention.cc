@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/backend.h"
+#include "core/ops/mask.h"
 #include "core/ops/merge_attention.h"
 #include "core/ops/split_attention.h"
 #include "core/status.h"
@@ -40,6 +41,15 @@ absl::Status CacheAttention::Check(const SplitKvCache& cache, const AttentionArg
   if (!context_.has(args.q.device)) {
     return InvalidArgument("q: lives on ", Name(args.q.device),
                            ", which this context does not have");
+  }
+  if (args.k_new.present()) TANDEM_RETURN_IF_ERROR(ValidateView("k_new", args.k_new, 4));
+  // Each part takes its columns of these: they must be there.
+  for (const auto& [name, view] : {std::pair("bias", &args.bias), std::pair("mask", &args.mask)}) {
+    if (!view->present()) continue;
+    TANDEM_RETURN_IF_ERROR(ValidateView(name, *view, 4));
+    if (view->dim(3) == 1 && view->dtype != DType::kU32) continue;
+    TANDEM_RETURN_IF_ERROR(CheckDim(name, *view, 3, "keys of the cache and new ones",
+                                    MaskColumns(view->dtype, cache.length() + args.new_len())));
   }
   TANDEM_RETURN_IF_ERROR(ValidateOutput("out", args.out, 4));
   TANDEM_RETURN_IF_ERROR(CheckFloat("out", args.out));

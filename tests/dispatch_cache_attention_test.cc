@@ -401,6 +401,16 @@ TEST_F(CacheAttentionTest, BadArguments) {
   EXPECT_EQ(code([&](AttentionArgs& a) { a.lse = Slice(a.lse, 1, 0, 3); }), kInvalid);
   EXPECT_EQ(code([&](AttentionArgs& a) { a.softcap = -1.0f; }), kInvalid);
   EXPECT_EQ(code([&](AttentionArgs& a) { a.k_new = good.q; }), kInvalid);
+  EXPECT_EQ(code([&](AttentionArgs& a) { a.k_new = good.lse; }), kInvalid);
+  // Columns that are not there.
+  for (const DType dtype : {DType::kF32, DType::kBool, DType::kU32}) {
+    for (const int64_t columns : {2, 95, 97}) {
+      const Tensor narrow =
+          AllocateOn(*context_, DeviceKind::kCpu, dtype, {1, 1, 1, columns}).value();
+      EXPECT_EQ(code([&](AttentionArgs& a) { (dtype == DType::kF32 ? a.bias : a.mask) = narrow; }),
+                kInvalid);
+    }
+  }
   EXPECT_EQ(cache.gpu_rows(), 64);
   EXPECT_EQ(attention_.fallbacks(), 0);
 }

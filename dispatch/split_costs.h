@@ -1,0 +1,63 @@
+// Predicted times of calls that are shared by both devices, and with them the best shares
+// (dispatch/split_choice.h). Pure.
+//
+// With q or a on the CPU ("home"), the GPU's share pays for the copies of what it reads and of its
+// part of the result; with them on the GPU, the CPU's share does. Copies are of page-locked memory.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "core/kv_cache.h"
+#include "core/ops/attention.h"
+#include "dispatch/scheduler.h"
+#include "dispatch/split_choice.h"
+
+namespace tandem {
+
+// What calls and copies cost on a machine; see CostModel.
+struct SplitCosts {
+  // Seconds of a call whose operands are on the device, nullopt: unknown.
+  std::function<std::optional<double>(const OpFacts& facts, DeviceKind device)> call;
+  // Seconds to copy between two different devices, the host's side page-locked.
+  std::function<double(DeviceKind from, DeviceKind to, int64_t bytes)> copy;
+  // That the host is busy with giving the GPU a call.
+  double queue_seconds = 0.0;
+};
+
+// Attention to a cache of `length` rows (whose capacity does not matter).
+struct CacheCall {
+  KvCacheShape cache;
+  int64_t length = 0;
+  int64_t q_heads = 1;
+  int64_t q_len = 1;
+  int64_t new_len = 0;  // keys beside the cache
+  DType q_dtype = DType::kF32;
+  Causal causal = Causal::kBottomRight;
+  int64_t window_left = -1;
+};
+
+// With the first `gpu_rows` on the GPU. Infinite: unknown.
+double AttentionSeconds(const SplitCosts& costs, const CacheCall& call, DeviceKind home,
+                        int64_t gpu_rows);
+// The rows that the GPU should have, of which `gpu_most` fit. Errors: see ChooseSplit.
+absl::StatusOr<SplitChoice> ChooseAttentionSplit(const SplitCosts& costs, const CacheCall& call,
+                                                 DeviceKind home, int64_t gpu_most);
+
+// A product of [m, k] and weights [n, k].
+struct ProductCall {
+  int64_t m = 1, n = 1, k = 1;
+  DType input = DType::kF32;
+  DType weights = DType::kF32;
+  DType output = DType::kF32;
+  bool packed = false;  // the CPU's part of the weights
+};
+
+double MatMulSeconds(const SplitCosts& costs, const ProductCall& call, DeviceKind home,
+                     int64_t gpu_columns);
+absl::StatusOr<SplitChoice> ChooseMatMulSplit(const SplitCosts& costs, const ProductCall& call,
+                                              DeviceKind home, int64_t gpu_most);
+
+}  // namespace tandem
