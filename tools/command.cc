@@ -63,6 +63,7 @@ int Main(int argc, const char* const* argv) {
   AddCheckPrimitives(app, action);
   AddExplain(app, action);
   AddLogits(app, action);
+  AddBench(app, action);
   AddBenchModel(app, action);
   AddBenchDevice(app, action);
   AddCalibrate(app, action);

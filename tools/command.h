@@ -43,6 +43,7 @@ using Action = std::function<int()>;
 void AddDevices(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
 void AddLogits(CLI::App& app, Action& action);
+void AddBench(CLI::App& app, Action& action);
 void AddBenchModel(CLI::App& app, Action& action);
 void AddBenchDevice(CLI::App& app, Action& action);
 void AddCheck(CLI::App& app, Action& action);
