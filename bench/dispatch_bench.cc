@@ -3,8 +3,12 @@
 // of pointer.
 #include <benchmark/benchmark.h>
 
+#include "dispatch/cost_correction.h"
+#include "dispatch/cost_model.h"
+#include "dispatch/facts.h"
 #include "dispatch/ops.h"
 #include "dispatch/registry.h"
+#include "tests/simulated_machine.h"
 
 namespace tandem {
 namespace {
@@ -56,6 +60,27 @@ void PublicAttention(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(AttentionInto(*call.context, args));
 }
 BENCHMARK(PublicAttention);
+
+// One decision by predicted times, of a call whose facts are known; with `facts`, gathering them
+// too.
+void Decide(benchmark::State& state) {
+  simulated::Machine machine(simulated::Machines()[0]);
+  const CostModel model = machine.Calibrate();
+  const CostCorrection correction(model.num_tables());
+  float memory[1];
+  MatMulArgs args;
+  args.a = MakeView(memory, DType::kF32, {7, 4096});
+  args.b = MakeView(memory, DType::kQ8_0, {4096, 4096});
+  args.out = MakeView(memory, DType::kF32, {7, 4096});
+  DecisionInputs inputs;
+  inputs.facts = FactsOf(args);
+  inputs.cuda_present = true;
+  for (auto _ : state) {
+    if (state.range(0) != 0) inputs.facts = FactsOf(args);
+    benchmark::DoNotOptimize(Choose(inputs, Policy(), &model, &correction));
+  }
+}
+BENCHMARK(Decide)->ArgName("facts")->Arg(0)->Arg(1);
 
 absl::Status Empty(const KernelContext&, const AddArgs&) { return absl::OkStatus(); }
 

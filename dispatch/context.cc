@@ -18,6 +18,11 @@
 namespace tandem {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+// A call that is said to take longer is not believed to (seconds).
+constexpr double kLongestQueue = 60.0;
+
 // Value of TANDEM_<name>, or nullopt if unset or empty.
 std::optional<std::string> Env(const std::string& name) {
   const char* value = std::getenv(("TANDEM_" + name).c_str());
@@ -53,6 +58,11 @@ absl::StatusOr<Policy> PolicyFromEnvironment(Policy policy) {
     text << file.rdbuf();
     TANDEM_ASSIGN_OR_RETURN(policy, PolicyFromJson(text.str(), policy));
   }
+  if (const auto value = Env("POLICY")) {
+    absl::StatusOr<PolicyKind> kind = ParsePolicyKind(*value);
+    if (!kind.ok()) return InvalidArgument("TANDEM_POLICY: ", Message(kind.status()));
+    policy.kind = *kind;
+  }
   for (const PolicyField& field : kPolicyFields) {
     const std::string name = "POLICY_" + Upper(field.name);
     if (const auto value = Env(name)) {
@@ -78,6 +88,7 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
   }
   if (const auto value = Env("ISA")) options.isa = *value;
   if (const auto value = Env("KERNEL_PROFILE")) options.kernel_profile = *value;
+  if (const auto value = Env("COST_PROFILE")) options.cost_profile = *value;
   if (const auto value = Env("PIN_THREADS")) {
     TANDEM_ASSIGN_OR_RETURN(options.pin_threads, ParseBool("PIN_THREADS", *value));
   }
@@ -197,8 +208,88 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
             profile.empty() ? DefaultKernelProfilePath(context->machine_key_) : profile,
             context->machine_key_, /*required=*/!profile.empty(), &context->profile_note_));
   }
+  TANDEM_RETURN_IF_ERROR(context->SetUpCosts());
   context->trace_.Enable(chosen.trace);
   return context;
+}
+
+absl::Status Context::SetUpCosts() {
+  const std::string& path = options_.cost_profile;
+  if (options_.cost_model != nullptr) {
+    cost_model_ = options_.cost_model;
+    cost_profile_note_ = "given";
+  } else if (path == "off") {
+    cost_profile_note_ = "off";
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(
+        std::optional<CostProfile> profile,
+        LoadCostProfile(path.empty() ? DefaultCostProfilePath(machine_key_) : path, machine_key_,
+                        /*required=*/!path.empty(), &cost_profile_note_));
+    if (profile) {
+      TANDEM_ASSIGN_OR_RETURN(CostModel model, CostModel::FromProfile(*std::move(profile)));
+      cost_model_ = std::make_shared<const CostModel>(std::move(model));
+    }
+  }
+  ContextDevice* cuda = device(DeviceKind::kCuda);
+  if (cuda == nullptr) return absl::OkStatus();
+  const PolicyKind kind = options_.policy.kind;
+  if (kind == PolicyKind::kCalibrated && cost_model_ == nullptr) {
+    return InvalidArgument("policy: calibrated was asked for, but there is no cost profile: ",
+                           cost_profile_note_);
+  }
+  if (cost_model_ != nullptr && (kind == PolicyKind::kCalibrated || kind == PolicyKind::kAuto)) {
+    correction_ = CostCorrection(cost_model_->num_tables());
+    learns_ = options_.policy.correct_online != 0;
+    const absl::StatusOr<MemoryInfo> memory = cuda->backend->memory();
+    if (memory.ok()) {
+      cuda_bytes_ = memory->free_bytes + cuda->backend->allocator().bytes_in_use();
+    }
+  }
+  return absl::OkStatus();
+}
+
+DecisionInputs Context::InputsOf(const OpFacts& facts) {
+  DecisionInputs inputs;
+  inputs.facts = facts;
+  inputs.forced_device = options_.device;
+  inputs.placed = placed_;
+  ContextDevice* cuda = device(DeviceKind::kCuda);
+  inputs.cuda_present = cuda != nullptr;
+  if (cuda == nullptr || cost_model_ == nullptr) return inputs;
+  if (cuda_bytes_ != INT64_MAX) {
+    inputs.free_bytes[DeviceKind::kCuda] =
+        std::max<int64_t>(0, cuda_bytes_ - cuda->backend->allocator().bytes_in_use());
+  }
+  if (cuda_done_ != Clock::time_point()) {
+    const double left = std::chrono::duration<double>(cuda_done_ - Clock::now()).count();
+    if (left <= 0.0) cuda_done_ = {};
+    inputs.queued_seconds[DeviceKind::kCuda] = std::max(0.0, left);
+  }
+  const int64_t period = options_.policy.explore_one_in;
+  inputs.explore = period > 0 && decisions_ % period == period - 1;
+  return inputs;
+}
+
+Decision Context::Decide(const OpFacts& facts) {
+  const DecisionInputs inputs = InputsOf(facts);
+  ++decisions_;
+  return Choose(inputs, options_.policy, cost_model_.get(), &correction_);
+}
+
+void Context::Finished(const Decision& decision, double seconds) {
+  const Prediction& p = decision.predicted[decision.device];
+  // Who waited for others' work does not know what this took.
+  if (!Learns(decision) || p.wait_seconds > 0.0) return;
+  correction_.Observe(p.slot, (p.call_seconds + p.move_seconds) / p.correction, seconds);
+}
+
+void Context::Queued(const Decision& decision) {
+  const Prediction& p = decision.predicted[decision.device];
+  if (decision.device != DeviceKind::kCuda || !p.known()) return;
+  const double work = p.call_seconds - cost_model_->LaunchSeconds(DeviceKind::kCuda);
+  cuda_done_ = std::max(cuda_done_, Clock::now()) +
+               std::chrono::duration_cast<Clock::duration>(
+                   std::chrono::duration<double>(std::clamp(work, 0.0, kLongestQueue)));
 }
 
 ContextDevice* Context::device(DeviceKind kind) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -15,6 +16,8 @@
 #include "core/backend.h"
 #include "core/kernel.h"
 #include "core/op.h"
+#include "dispatch/cost_correction.h"
+#include "dispatch/cost_model.h"
 #include "dispatch/kernel_choice.h"
 #include "dispatch/scheduler.h"
 #include "dispatch/trace.h"
@@ -25,7 +28,7 @@ struct ContextOptions {
   int threads = 0;           // CPU threads; 0: one per core          TANDEM_THREADS
   std::string isa;           // "", scalar, avx2, avx512: upper limit TANDEM_ISA
   bool pin_threads = false;  //                                       TANDEM_PIN_THREADS=1
-  Policy policy;             // see scheduler.h                       TANDEM_POLICY_*
+  Policy policy;             // see scheduler.h           TANDEM_POLICY, TANDEM_POLICY_*
   std::optional<DeviceKind>
       device;  // force every op onto one device        TANDEM_DEVICE=cpu|cuda|cuda:emulated
   // Uses a GPU if there is one: TANDEM_CUDA=1, or by naming the device. Not by itself so far: see
@@ -49,7 +52,13 @@ struct ContextOptions {
   // kernels` left for this machine, if there is one; "off" none; else the file of that path, which
   // must be there and of this machine.
   std::string kernel_profile;  //                         TANDEM_KERNEL_PROFILE
-  bool trace = false;          // record every op call                  TANDEM_TRACE=1
+  // Measured times of calls on the devices (dispatch/cost_profile.h), by which the calibrated
+  // policy decides: "" takes the file that `tandem calibrate` left for this machine, if there is
+  // one; "off" none; else the file of that path, which must be there and of this machine.
+  std::string cost_profile;  //                           TANDEM_COST_PROFILE
+  // Or these, whatever machine they are of.
+  std::shared_ptr<const CostModel> cost_model = nullptr;
+  bool trace = false;  // record every op call                  TANDEM_TRACE=1
 
   // These options overridden by the environment variables above. InvalidArgument names a variable
   // whose value is bad.
@@ -88,6 +97,26 @@ class Context {
   // Where they came from, or why there are none.
   const std::string& kernel_profile_note() const { return profile_note_; }
 
+  // Times of calls on this machine; nullptr: it has not been measured.
+  const CostModel* cost_model() const { return cost_model_.get(); }
+  // Where they came from, or why there are none.
+  const std::string& cost_profile_note() const { return cost_profile_note_; }
+  // What they are corrected by, from the calls made so far.
+  CostCorrection& cost_correction() { return correction_; }
+
+  // The device for a call, by the options' policy. Counts the call for exploration.
+  Decision Decide(const OpFacts& facts);
+  // All that a decision is made from.
+  DecisionInputs InputsOf(const OpFacts& facts);
+  // Do decisions learn from what calls take?
+  bool Learns(const Decision& decision) const {
+    return learns_ && decision.predicted[decision.device].slot >= 0;
+  }
+  // A call so decided is finished and took this long, moves included.
+  void Finished(const Decision& decision, double seconds);
+  // A call so decided was put on the device's stream, and nobody has waited for it.
+  void Queued(const Decision& decision);
+
   // Makes the workspace of `device` at least `bytes` large, so that later calls allocate nothing.
   absl::Status ReserveWorkspace(DeviceKind device, int64_t bytes);
 
@@ -103,6 +132,7 @@ class Context {
  private:
   friend class PlacedCalls;
   Context() = default;
+  absl::Status SetUpCosts();
 
   ContextOptions options_;
   std::array<ContextDevice, 2> devices_;
@@ -111,6 +141,14 @@ class Context {
   std::string machine_key_;
   KernelPreferences preferences_;
   std::string profile_note_;
+  std::shared_ptr<const CostModel> cost_model_;
+  std::string cost_profile_note_;
+  CostCorrection correction_{0};
+  bool learns_ = false;
+  int64_t decisions_ = 0;  // by predicted times
+  // Of the GPU: bytes that this context may have in use, and when its queue should be empty.
+  int64_t cuda_bytes_ = INT64_MAX;
+  std::chrono::steady_clock::time_point cuda_done_{};
   Trace trace_;
   bool placed_ = false;
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "dispatch/operands.h"
+
 namespace tandem {
 namespace {
 
@@ -9,15 +11,37 @@ int64_t Bytes(const TensorView& view) {
   return view.present() ? ByteOffset(view.dtype, view.num_elements()) : 0;
 }
 
+// Adds the bytes of every operand, where it is: what copying it moves, also where the op needs only
+// part.
+template <typename Args>
+OpFacts WithOperands(OpFacts facts, const Args& args) {
+  ForEachOperand(args, [&](const TensorView& view, Access access) {
+    if (!view.present()) return;
+    OperandBytes& there = facts.at[view.device.kind];
+    const int64_t bytes = Bytes(view);
+    if (access != Access::kWrite) {
+      there.read += bytes;
+      ++there.reads;
+    }
+    if (access != Access::kRead) {
+      there.written += bytes;
+      ++there.writes;
+    }
+  });
+  facts.movable = !HasOnlyPackedWeights(args);
+  return facts;
+}
+
 // Ops that read and write each element once.
-OpFacts RowWise(OpKind op, const TensorView& out, int64_t bytes, double flops_per_element) {
+template <typename Args>
+OpFacts RowWise(const Args& args, const TensorView& out, int64_t bytes, double flops_per_element) {
   OpFacts facts;
-  facts.op = op;
+  facts.op = Args::kOp;
   facts.elements = out.num_elements();
   facts.bytes = bytes;
   facts.flops = flops_per_element * static_cast<double>(facts.elements);
   facts.operands = out.device;
-  return facts;
+  return WithOperands(facts, args);
 }
 
 // Number of (query, key) pairs that the rule lets through: exact for few queries, from evenly
@@ -45,6 +69,7 @@ OpFacts FactsOf(const AttentionArgs& args) {
   facts.m = args.q_len();
   facts.n = args.q_heads();
   facts.k = args.head_dim();
+  facts.kv_heads = args.kv_heads();
   facts.elements = args.out.num_elements();
   facts.operands = args.q.device;
   facts.bytes = Bytes(args.q) + Bytes(args.k_new) + Bytes(args.v_new) + Bytes(args.bias) +
@@ -71,11 +96,11 @@ OpFacts FactsOf(const AttentionArgs& args) {
                 static_cast<double>(args.head_dim() + args.v_head_dim()) * pairs;
   facts.input = args.q.dtype;
   facts.weights = args.k.dtype;
-  return facts;
+  return WithOperands(facts, args);
 }
 
 OpFacts FactsOf(const MaskArgs& args) {
-  OpFacts facts = RowWise(OpKind::kMask, args.out, Bytes(args.out), 0.0);
+  OpFacts facts = RowWise(args, args.out, Bytes(args.out), 0.0);
   facts.m = args.batch() * args.num_rows();
   facts.n = args.rule.kv_len;
   // The policy's threshold is in mask elements, whatever they are packed into.
@@ -89,6 +114,7 @@ OpFacts FactsOf(const MaskArgs& args) {
     facts.elements -= std::min(facts.elements, kept_elements);
     facts.bytes = std::min(facts.bytes, ByteOffset(args.out.dtype, facts.elements));
   }
+  facts.input = args.out.dtype;
   return facts;
 }
 
@@ -106,7 +132,7 @@ OpFacts FactsOf(const MatMulArgs& args) {
   facts.input = args.a.dtype;
   facts.weights = args.b.present() ? args.b.dtype : args.b_packed->dtype;
   facts.packed = args.b_packed != nullptr;
-  return facts;
+  return WithOperands(facts, args);
 }
 
 // As one product of all the features.
@@ -128,35 +154,34 @@ OpFacts FactsOf(const GroupedMatMulArgs& args) {
     if (i == 0) facts.weights = own.weights;
     facts.packed = facts.packed || own.packed;
   }
-  return facts;
+  return WithOperands(facts, args);
 }
 
 OpFacts FactsOf(const SoftmaxArgs& args) {
-  return RowWise(OpKind::kSoftmax, args.out, Bytes(args.x) + Bytes(args.out), 5.0);
+  return RowWise(args, args.out, Bytes(args.x) + Bytes(args.out), 5.0);
 }
 OpFacts FactsOf(const RmsNormArgs& args) {
   return RowWise(
-      OpKind::kRmsNorm, args.out,
+      args, args.out,
       Bytes(args.x) + Bytes(args.residual) + Bytes(args.weight) + Bytes(args.sum) + Bytes(args.out),
       args.residual.present() ? 5.0 : 4.0);
 }
 OpFacts FactsOf(const RopeArgs& args) {
-  return RowWise(OpKind::kRope, args.out, Bytes(args.x) + Bytes(args.out), 3.0);
+  return RowWise(args, args.out, Bytes(args.x) + Bytes(args.out), 3.0);
 }
 OpFacts FactsOf(const SiluMulArgs& args) {
-  return RowWise(OpKind::kSiluMul, args.out, Bytes(args.gate) + Bytes(args.up) + Bytes(args.out),
-                 5.0);
+  return RowWise(args, args.out, Bytes(args.gate) + Bytes(args.up) + Bytes(args.out), 5.0);
 }
 OpFacts FactsOf(const AddArgs& args) {
-  return RowWise(OpKind::kAdd, args.out, Bytes(args.a) + Bytes(args.b) + Bytes(args.out), 1.0);
+  return RowWise(args, args.out, Bytes(args.a) + Bytes(args.b) + Bytes(args.out), 1.0);
 }
 OpFacts FactsOf(const EmbeddingArgs& args) {
   const int64_t rows_read =
       ByteOffset(args.table.dtype, args.ids.dim(0) * args.table.dim(1)) + Bytes(args.ids);
-  return RowWise(OpKind::kEmbedding, args.out, rows_read + Bytes(args.out), 0.0);
+  return RowWise(args, args.out, rows_read + Bytes(args.out), 0.0);
 }
 OpFacts FactsOf(const KvAppendArgs& args) {
-  OpFacts facts = RowWise(OpKind::kKvAppend, args.k, Bytes(args.k) + Bytes(args.v), 0.0);
+  OpFacts facts = RowWise(args, args.k, Bytes(args.k) + Bytes(args.v), 0.0);
   facts.elements = args.k.num_elements() + args.v.num_elements() + args.q.num_elements();
   facts.bytes += ByteOffset(args.k_cache.dtype, args.k.num_elements() + args.v.num_elements()) +
                  Bytes(args.q) + Bytes(args.q_out);
@@ -164,13 +189,13 @@ OpFacts FactsOf(const KvAppendArgs& args) {
   return facts;
 }
 OpFacts FactsOf(const CastArgs& args) {
-  return RowWise(OpKind::kCast, args.out, Bytes(args.x) + Bytes(args.out), 0.0);
+  return RowWise(args, args.out, Bytes(args.x) + Bytes(args.out), 0.0);
 }
 OpFacts FactsOf(const ArgMaxArgs& args) {
-  return RowWise(OpKind::kArgMax, args.out, Bytes(args.x) + Bytes(args.out), 0.0);
+  return RowWise(args, args.out, Bytes(args.x) + Bytes(args.out), 0.0);
 }
 OpFacts FactsOf(const SampleArgs& args) {
-  return RowWise(OpKind::kSample, args.out, Bytes(args.logits) + Bytes(args.out), 0.0);
+  return RowWise(args, args.out, Bytes(args.logits) + Bytes(args.out), 0.0);
 }
 OpFacts FactsOf(const MergeAttentionArgs& args) {
   int64_t bytes = Bytes(args.out) + Bytes(args.lse);
@@ -178,7 +203,7 @@ OpFacts FactsOf(const MergeAttentionArgs& args) {
     bytes += Bytes(args.out_parts[static_cast<size_t>(p)]) +
              Bytes(args.lse_parts[static_cast<size_t>(p)]);
   }
-  return RowWise(OpKind::kMergeAttention, args.out, bytes, 2.0 * static_cast<double>(args.parts()));
+  return RowWise(args, args.out, bytes, 2.0 * static_cast<double>(args.parts()));
 }
 
 }  // namespace tandem

@@ -1,100 +1,37 @@
 #include "dispatch/kernel_choice.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "core/status.h"
+#include "dispatch/profile_file.h"
 #include "dispatch/registry.h"
 
 namespace tandem {
 namespace {
 
+constexpr char kWhat[] = "kernel profile";
 constexpr std::string_view kFormat = "tandem kernel profile 1";
-constexpr int64_t kMaxProfileBytes = int64_t{16} << 20;
 
 uint8_t RowsClass(int64_t rows) {
   const int bits = rows <= 1 ? 0 : std::bit_width(static_cast<uint64_t>(rows - 1));
   return static_cast<uint8_t>(std::min(bits, KernelClass::kRows - 1));
 }
 
-// Reads the fields of one object, naming what is wrong.
-class Reader {
- public:
-  Reader(const nlohmann::json& object, std::string where)
-      : object_(object), where_(std::move(where)) {}
-
-  absl::Status String(const char* name, std::string& value) const {
-    const auto it = object_.find(name);
-    if (it == object_.end() || !it->is_string()) return Bad(name, "a string");
-    value = it->get<std::string>();
-    return absl::OkStatus();
-  }
-  absl::Status Int(const char* name, int64_t limit, uint8_t& value) const {
-    const auto it = object_.find(name);
-    if (it == object_.end() || !it->is_number_integer() || it->get<int64_t>() < 0 ||
-        it->get<int64_t>() >= limit) {
-      return Bad(name, absl::StrCat("an integer of 0..", limit - 1));
-    }
-    value = static_cast<uint8_t>(it->get<int64_t>());
-    return absl::OkStatus();
-  }
-  absl::Status Bool(const char* name, bool& value) const {
-    const auto it = object_.find(name);
-    if (it == object_.end() || !it->is_boolean()) return Bad(name, "true or false");
-    value = it->get<bool>();
-    return absl::OkStatus();
-  }
-  absl::Status Seconds(const char* name, double& value) const {
-    const auto it = object_.find(name);
-    if (it == object_.end() || !it->is_number() || !std::isfinite(it->get<double>()) ||
-        it->get<double>() <= 0.0) {
-      return Bad(name, "a number > 0");
-    }
-    value = it->get<double>();
-    return absl::OkStatus();
-  }
-  absl::Status Type(const char* name, DType& value) const {
-    std::string text;
-    TANDEM_RETURN_IF_ERROR(String(name, text));
-    const auto dtype = ParseDType(text);
-    if (!dtype) return Bad(name, "a dtype");
-    value = *dtype;
-    return absl::OkStatus();
-  }
-  absl::Status Bad(const char* name, const std::string& expected) const {
-    return InvalidArgument("kernel profile: ", where_, name, ": expected ", expected);
-  }
-
- private:
-  const nlohmann::json& object_;
-  std::string where_;
-};
-
 absl::StatusOr<KernelMeasurement> ParseMeasurement(const nlohmann::json& json, size_t index) {
   const std::string where = absl::StrCat("classes[", index, "].");
-  const Reader read(json, where);
+  const ObjectReader read(kWhat, json, where);
   if (!json.is_object()) return read.Bad("", "an object");
   KernelMeasurement measurement;
   KernelClass& c = measurement.kernel_class;
-  std::string op, device;
-  TANDEM_RETURN_IF_ERROR(read.String("op", op));
-  const auto known = std::find(kOpNames.begin(), kOpNames.end(), op);
-  if (known == kOpNames.end()) return read.Bad("op", "the name of an op");
-  c.op = static_cast<OpKind>(known - kOpNames.begin());
-  TANDEM_RETURN_IF_ERROR(read.String("device", device));
-  if (device != "cpu" && device != "cuda") return read.Bad("device", "cpu or cuda");
-  c.device = device == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda;
+  TANDEM_RETURN_IF_ERROR(read.Op("op", c.op));
+  TANDEM_RETURN_IF_ERROR(read.Kind("device", c.device));
   TANDEM_RETURN_IF_ERROR(read.Type("input", c.input));
   TANDEM_RETURN_IF_ERROR(read.Type("weights", c.weights));
   TANDEM_RETURN_IF_ERROR(read.Bool("packed", c.packed));
@@ -105,7 +42,7 @@ absl::StatusOr<KernelMeasurement> ParseMeasurement(const nlohmann::json& json, s
     return read.Bad("kernels", "a list of kernels");
   }
   for (const nlohmann::json& item : *kernels) {
-    const Reader read_kernel(item, where + "kernels.");
+    const ObjectReader read_kernel(kWhat, item, where + "kernels.");
     if (!item.is_object()) return read_kernel.Bad("", "an object");
     KernelTime time;
     TANDEM_RETURN_IF_ERROR(read_kernel.String("name", time.kernel));
@@ -115,25 +52,8 @@ absl::StatusOr<KernelMeasurement> ParseMeasurement(const nlohmann::json& json, s
   return measurement;
 }
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    return InvalidArgument("kernel profile: cannot read '", path, "'");
-  }
-  std::ifstream file(path, std::ios::binary);
-  std::string text;
-  text.resize(static_cast<size_t>(kMaxProfileBytes) + 1);
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (!file.eof() || file.bad()) {
-    return InvalidArgument("kernel profile: cannot read '", path, "', or it is larger than ",
-                           kMaxProfileBytes, " bytes");
-  }
-  text.resize(static_cast<size_t>(file.gcount()));
-  return text;
-}
-
 absl::StatusOr<KernelPreferences> Load(const std::string& path, std::string_view machine) {
-  TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadProfileFile(kWhat, path));
   TANDEM_ASSIGN_OR_RETURN(const KernelProfile profile, KernelProfileFromJson(text));
   if (profile.machine != machine) {
     return InvalidArgument("kernel profile: '", path, "' was measured on another machine (",
@@ -198,19 +118,16 @@ std::string ToJson(const KernelProfile& profile) {
     }
     json["classes"].push_back(std::move(item));
   }
-  // Names are ours, but the machine's may hold anything.
-  return json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  return DumpJson(json);
 }
 
 absl::StatusOr<KernelProfile> KernelProfileFromJson(std::string_view text) {
   const auto json = nlohmann::json::parse(text.begin(), text.end(), nullptr,
                                           /*allow_exceptions=*/false);
   if (!json.is_object()) return InvalidArgument("kernel profile: expected a JSON object");
-  const Reader read(json, "");
+  const ObjectReader read(kWhat, json, "");
   KernelProfile profile;
-  std::string format;
-  TANDEM_RETURN_IF_ERROR(read.String("format", format));
-  if (format != kFormat) return read.Bad("format", "'" + std::string(kFormat) + "'");
+  TANDEM_RETURN_IF_ERROR(read.Format(kFormat));
   TANDEM_RETURN_IF_ERROR(read.String("machine", profile.machine));
   const auto classes = json.find("classes");
   if (classes == json.end() || !classes->is_array()) return read.Bad("classes", "a list");
@@ -294,17 +211,7 @@ std::string ExplainKernel(const KernelPreference* preference, std::string_view k
 }
 
 std::string DefaultKernelProfilePath(std::string_view machine) {
-  std::string folder;
-  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache != '\0') {
-    folder = cache;
-  } else if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') {
-    folder = std::string(home) + "/.cache";
-  } else {
-    return "";
-  }
-  uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (const char c : machine) hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211u;
-  return absl::StrFormat("%s/tandem/kernels-%016x.json", folder, hash);
+  return DefaultProfilePath("kernels", machine);
 }
 
 absl::StatusOr<KernelPreferences> LoadKernelPreferences(const std::string& path,
@@ -326,22 +233,7 @@ absl::StatusOr<KernelPreferences> LoadKernelPreferences(const std::string& path,
 }
 
 absl::Status SaveKernelProfile(const std::string& path, const KernelProfile& profile) {
-  if (path.empty()) {
-    return InvalidArgument("kernel profile: no path, and neither XDG_CACHE_HOME nor HOME is set");
-  }
-  std::error_code error;
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  const std::string beside = absl::StrCat(path, ".", getpid());
-  std::ofstream file(beside, std::ios::binary);
-  file << ToJson(profile);
-  file.close();
-  if (!file) return InvalidArgument("kernel profile: cannot write '", beside, "'");
-  std::filesystem::rename(beside, path, error);
-  if (!error) return absl::OkStatus();
-  const std::string reason = error.message();
-  std::filesystem::remove(beside, error);
-  return InvalidArgument("kernel profile: cannot write '", path, "': ", reason);
+  return WriteProfileFile(kWhat, path, ToJson(profile));
 }
 
 }  // namespace tandem

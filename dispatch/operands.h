@@ -143,6 +143,20 @@ inline void DropPackedWeights(GroupedMatMulArgs& args) {
   for (GroupedMatMulArgs::Product& product : args.products) product.b_packed = nullptr;
 }
 
+// The same for who only looks: fn(const TensorView&, Access).
+template <typename Args, typename Fn>
+void ForEachOperand(const Args& args, Fn&& fn) {
+  ForEachOperand(const_cast<Args&>(args),
+                 [&fn](const TensorView& view, Access access) { fn(view, access); });
+}
+template <typename Fn>
+void ForEachOperand(const MergeAttentionArgs& args, Fn&& fn) {
+  for (const TensorView& part : args.out_parts) fn(part, Access::kRead);
+  for (const TensorView& part : args.lse_parts) fn(part, Access::kRead);
+  fn(args.out, Access::kWrite);
+  fn(args.lse, Access::kWrite);
+}
+
 // A copy of a call's arguments whose operands can be replaced.
 template <typename Args>
 struct OwnedArgs {

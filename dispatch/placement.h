@@ -25,21 +25,9 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "core/device.h"
+#include "dispatch/per_device.h"
 
 namespace tandem {
-
-inline constexpr size_t kNumDeviceKinds = 2;
-
-// One value per kind of device.
-template <typename T>
-struct PerDevice {
-  std::array<T, kNumDeviceKinds> values = {};
-  T& operator[](DeviceKind kind) { return values[static_cast<size_t>(kind)]; }
-  const T& operator[](DeviceKind kind) const { return values[static_cast<size_t>(kind)]; }
-  friend bool operator==(const PerDevice&, const PerDevice&) = default;
-};
-inline constexpr std::array<DeviceKind, kNumDeviceKinds> kDeviceKinds = {DeviceKind::kCpu,
-                                                                         DeviceKind::kCuda};
 
 inline constexpr double kNever = std::numeric_limits<double>::infinity();
 inline constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();

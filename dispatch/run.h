@@ -46,13 +46,8 @@ void Move(OwnedArgs<Args>& owned, Transfer& transfer, Device device) {
 // Unimplemented if no kernel of the forced device, or of the operands' own, accepts the arguments.
 template <typename Args>
 absl::StatusOr<Plan<Args>> MakePlan(Context& context, const Args& args, const OpFacts& facts) {
-  DecisionInputs inputs;
-  inputs.facts = facts;
-  inputs.cuda_present = context.device(DeviceKind::kCuda) != nullptr;
-  inputs.forced_device = context.options().device;
-  inputs.placed = context.placed();
   Plan<Args> plan;
-  plan.decision = Choose(inputs, context.options().policy);
+  plan.decision = context.Decide(facts);
   if (plan.decision.device != facts.operands.kind) {
     const bool forced = plan.decision.rule == Decision::Rule::kForced;
     absl::StatusOr<const Kernel<Args>*> kernel =
@@ -68,7 +63,8 @@ absl::StatusOr<Plan<Args>> MakePlan(Context& context, const Args& args, const Op
       TANDEM_ASSIGN_OR_RETURN(plan.kernel, std::move(kernel));
       return plan;
     }
-    plan.decision = {facts.operands.kind, Decision::Rule::kNoKernel};
+    plan.decision.device = facts.operands.kind;
+    plan.decision.rule = Decision::Rule::kNoKernel;
   }
   plan.preference = context.kernel_preferences().Find(facts, plan.decision.device);
   TANDEM_ASSIGN_OR_RETURN(plan.kernel,
@@ -123,13 +119,24 @@ absl::Status RunOp(Context& context, const Args& args) {
                            ", which this context does not have");
   }
   TANDEM_ASSIGN_OR_RETURN(const Plan<Args> plan, MakePlan(context, args, facts));
+  const bool elsewhere = plan.decision.device != facts.operands.kind;
   int64_t moved_bytes = 0;
   const auto run = [&] {
-    return plan.decision.device == facts.operands.kind
-               ? internal::RunThere(context, plan, args)
-               : internal::RunElsewhere(context, plan, args, facts.operands.kind, moved_bytes);
+    return elsewhere ? internal::RunElsewhere(context, plan, args, facts.operands.kind, moved_bytes)
+                     : internal::RunThere(context, plan, args);
   };
-  if (!context.trace().enabled()) return run();
+  if (!context.trace().enabled()) {
+    if (!context.Learns(plan.decision)) return run();
+    const int64_t begin = context.trace().Now();
+    const absl::Status status = run();
+    if (!status.ok()) return status;
+    if (elsewhere || plan.decision.device == DeviceKind::kCpu) {
+      context.Finished(plan.decision, static_cast<double>(context.trace().Now() - begin) * 1e-9);
+    } else {
+      context.Queued(plan.decision);
+    }
+    return status;
+  }
   TraceRecord record;
   record.facts = facts;
   record.decision = plan.decision;
@@ -144,6 +151,9 @@ absl::Status RunOp(Context& context, const Args& args) {
   }
   record.duration_ns = context.trace().Now() - record.start_ns;
   record.moved_bytes = moved_bytes;
+  if (status.ok()) {
+    context.Finished(plan.decision, static_cast<double>(record.duration_ns) * 1e-9);
+  }
   context.trace().Add(record);
   return status;
 }

@@ -24,6 +24,10 @@ nlohmann::json Arguments(const TraceRecord& record, const Policy& policy) {
                          {"bytes", facts.bytes}};
   if (facts.flops > 0.0) args["flops"] = facts.flops;
   if (record.moved_bytes > 0) args["bytes_moved"] = record.moved_bytes;
+  for (const DeviceKind kind : kDeviceKinds) {
+    const Prediction& p = record.decision.predicted[kind];
+    if (p.known()) args["predicted_us_" + std::string(Name(kind))] = p.total() * 1e6;
+  }
   if (facts.op == OpKind::kMatMul || facts.op == OpKind::kGroupedMatMul) {
     args["m"] = facts.m;
     args["n"] = facts.n;

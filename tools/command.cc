@@ -53,8 +53,8 @@ int Main(int argc, const char* const* argv) {
   app.footer(
       "Exit codes: 0 success, 1 failure, 2 bad usage.\n"
       "Environment: TANDEM_THREADS, TANDEM_ISA, TANDEM_DEVICE, TANDEM_KERNEL, TANDEM_TRACE,\n"
-      "TANDEM_QUANTIZE_ACTIVATIONS, TANDEM_KERNEL_PROFILE, TANDEM_POLICY_FILE and "
-      "TANDEM_POLICY_<FIELD> override the options of every command.");
+      "TANDEM_QUANTIZE_ACTIVATIONS, TANDEM_KERNEL_PROFILE, TANDEM_COST_PROFILE, TANDEM_POLICY,\n"
+      "TANDEM_POLICY_FILE and TANDEM_POLICY_<FIELD> override the options of every command.");
   Action action;
   AddGenerate(app, action);
   AddQuantize(app, action);
@@ -67,6 +67,7 @@ int Main(int argc, const char* const* argv) {
   AddBenchModel(app, action);
   AddBenchDevice(app, action);
   AddCalibrate(app, action);
+  AddScheduleRegret(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

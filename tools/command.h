@@ -50,6 +50,7 @@ void AddCheck(CLI::App& app, Action& action);
 void AddCheckPrimitives(CLI::App& app, Action& action);
 void AddExplain(CLI::App& app, Action& action);
 void AddCalibrate(CLI::App& app, Action& action);
+void AddScheduleRegret(CLI::App& app, Action& action);
 void AddQuantize(CLI::App& app, Action& action);
 
 // The whole command line; what main() returns.

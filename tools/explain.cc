@@ -6,6 +6,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "core/status.h"
@@ -21,6 +22,8 @@ struct Options {
   ComputeOptions compute;
   bool json = false;
   bool assume_cuda = false;
+  std::string on = "cpu";
+  std::string profile;
   std::string op;
   int64_t batch = 1, q_heads = 32, kv_heads = 8, q_len = 1, kv_len = 4096, head_dim = 128;
   int64_t m = 1, n = 4096, k = 4096;
@@ -33,15 +36,38 @@ absl::StatusOr<DType> Parse(const std::string& option, const std::string& name) 
   return *dtype;
 }
 
+// What the call is predicted to take on each device that the model knows.
+nlohmann::json Predictions(const OpFacts& facts, const CostModel* model) {
+  nlohmann::json list = nlohmann::json::array();
+  if (model == nullptr) return list;
+  for (const DeviceKind kind : kDeviceKinds) {
+    if (!model->has(kind)) continue;
+    const auto call = model->CallSeconds(facts, kind);
+    if (!call) continue;
+    const double move = model->MoveSeconds(facts, kind);
+    list.push_back({{"device", std::string(Name(kind))},
+                    {"name", model->profile().devices[kind].name},
+                    {"call_seconds", *call},
+                    {"move_seconds", move},
+                    {"seconds", *call + move}});
+  }
+  return list;
+}
+
 template <typename Args>
 int Print(Context& context, const Args& args, const Options& options) {
   if (absl::Status status = Validate(args); !status.ok()) return Report(status);
-  DecisionInputs inputs;
-  inputs.facts = FactsOf(args);
-  inputs.cuda_present = options.assume_cuda || context.device(DeviceKind::kCuda) != nullptr;
-  inputs.forced_device = context.options().device;
+  const CostModel* model = context.cost_model();
+  DecisionInputs inputs = context.InputsOf(FactsOf(args));
+  // As if they were there.
+  if (options.on == "cuda") {
+    inputs.facts.operands = {DeviceKind::kCuda, 0};
+    std::swap(inputs.facts.at[DeviceKind::kCpu], inputs.facts.at[DeviceKind::kCuda]);
+  }
+  inputs.cuda_present = options.assume_cuda || inputs.cuda_present ||
+                        (!options.profile.empty() && model->has(DeviceKind::kCuda));
   const Policy& policy = context.options().policy;
-  const Decision decision = Choose(inputs, policy);
+  const Decision decision = Choose(inputs, policy, model);
   const std::string reason = Explain(decision, inputs, policy);
 
   const ContextDevice* where = context.device(decision.device);
@@ -53,7 +79,11 @@ int Print(Context& context, const Args& args, const Options& options) {
                          {"reason", reason},
                          {"bytes", inputs.facts.bytes},
                          {"flops", inputs.facts.flops},
+                         {"policy", std::string(Name(policy.kind))},
+                         {"operands", std::string(Name(inputs.facts.operands.kind))},
+                         {"cost_profile", context.cost_profile_note()},
                          {"kernel_profile", context.kernel_profile_note()},
+                         {"predicted", Predictions(inputs.facts, model)},
                          {"kernels", nlohmann::json::array()}};
   Table table({"device", "kernel", "verdict"});
   bool chosen = false;
@@ -66,7 +96,7 @@ int Print(Context& context, const Args& args, const Options& options) {
     // As they would be there.
     OwnedArgs<Args> owned(args);
     Transfer transfer;
-    if (kind != inputs.facts.operands.kind) {
+    if (kind != DeviceKind::kCpu) {
       owned.ForEach([&](TensorView& view, Access access) {
         transfer.Add(view, access, device.backend->device());
       });
@@ -104,7 +134,18 @@ int Print(Context& context, const Args& args, const Options& options) {
               << absl::StrFormat("%s to move, %.3g operations\n",
                                  HumanBytes(static_cast<double>(inputs.facts.bytes)),
                                  inputs.facts.flops)
-              << "kernel times: " << context.kernel_profile_note() << "\n";
+              << "times of calls: " << context.cost_profile_note() << "\n";
+    if (!json["predicted"].empty()) {
+      Table times({"device", "name", "call", "copies", "together"});
+      for (const auto& item : json["predicted"]) {
+        times.Row({item["device"].get<std::string>(), item["name"].get<std::string>(),
+                   HumanSeconds(item["call_seconds"].get<double>()),
+                   HumanSeconds(item["move_seconds"].get<double>()),
+                   HumanSeconds(item["seconds"].get<double>())});
+      }
+      times.Print(std::cout, color);
+    }
+    std::cout << "kernel times: " << context.kernel_profile_note() << "\n";
     table.Print(std::cout, color);
   }
   return chosen || decision.device != DeviceKind::kCpu ? kExitOk : kExitFailed;
@@ -116,7 +157,12 @@ absl::StatusOr<Tensor> Reserve(Context& context, DType dtype, const Shape& shape
 }
 
 absl::StatusOr<int> Run(const Options& o) {
-  TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(o.compute));
+  TANDEM_ASSIGN_OR_RETURN(ContextOptions context_options, ToContextOptions(o.compute));
+  if (!o.profile.empty()) {  // of whichever machine
+    TANDEM_ASSIGN_OR_RETURN(CostProfile profile, ReadCostProfile(o.profile));
+    TANDEM_ASSIGN_OR_RETURN(CostModel model, CostModel::FromProfile(std::move(profile)));
+    context_options.cost_model = std::make_shared<const CostModel>(std::move(model));
+  }
   TANDEM_ASSIGN_OR_RETURN(auto context, Context::Create(context_options));
   TANDEM_ASSIGN_OR_RETURN(const DType dtype, Parse("--dtype", o.dtype));
   TANDEM_ASSIGN_OR_RETURN(const DType kv_dtype, Parse("--kv-dtype", o.kv_dtype));
@@ -176,6 +222,12 @@ void AddExplain(CLI::App& app, Action& action) {
   command->add_option("--weights", o->weights, "matmul: weights")->capture_default_str();
   command->add_flag("--assume-cuda", o->assume_cuda,
                     "decide as if a GPU were present (the policy alone; nothing is run)");
+  command->add_option("--on", o->on, "where the operands are: cpu, cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_option("--profile", o->profile,
+                      "predict by this cost profile, of this or another machine (tandem calibrate "
+                      "--out FILE)");
   command->add_flag("--json", o->json, "machine-readable output");
   AddComputeOptions(*command, o->compute);
   command->callback([o, &action] {

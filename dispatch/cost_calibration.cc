@@ -1,0 +1,266 @@
+#include "dispatch/cost_calibration.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/status.h"
+#include "dispatch/cost_model.h"
+
+namespace tandem {
+namespace {
+
+// The axes of the tables. Between neighbours a call's time is close to affine in rows and work;
+// beyond the last it is proportional to them.
+constexpr int64_t kMatMulRows[] = {1, 2, 4, 8, 16, 64, 256, 1024};
+constexpr int64_t kAttentionRows[] = {1, 2, 4, 8, 16, 64, 256, 1024};
+constexpr int kMatMulWork[] = {12, 14, 16, 18, 20, 22, 24};     // log2 (n * k)
+constexpr int kAttentionWork[] = {14, 16, 18, 20, 22, 24, 26};  // log2 of elements of K and V
+constexpr int kElements[] = {8, 11, 14, 17, 20, 23};            // log2 of elements of other ops
+
+// Samples per point, beside the first, which prepares.
+constexpr size_t kFewest = 3, kMost = 15;
+constexpr int64_t kSmallCopy = int64_t{4} << 10, kLargeCopy = int64_t{16} << 20;  // bytes
+
+struct TypePair {
+  DType input, weights;
+};
+constexpr TypePair kMatMulTypes[] = {{DType::kF32, DType::kF16},  {DType::kF32, DType::kQ8_0},
+                                     {DType::kF32, DType::kQ4_K}, {DType::kF32, DType::kQ6_K},
+                                     {DType::kF32, DType::kF32},  {DType::kF32, DType::kBF16},
+                                     {DType::kF32, DType::kQ4_0}, {DType::kF32, DType::kQ5_K},
+                                     {DType::kF16, DType::kF16},  {DType::kBF16, DType::kBF16}};
+constexpr TypePair kAttentionTypes[] = {{DType::kF32, DType::kF16},
+                                        {DType::kF32, DType::kF32},
+                                        {DType::kF32, DType::kBF16},
+                                        {DType::kF16, DType::kF16},
+                                        {DType::kBF16, DType::kBF16}};
+
+CostGrid MatMulGrid(const TypePair& types, bool packed) {
+  CostGrid grid = {{OpKind::kMatMul, types.input, types.weights, packed}, {}, {}};
+  for (const int64_t m : kMatMulRows) {
+    grid.rows.push_back(static_cast<double>(m));
+    for (const int work : kMatMulWork) {
+      const int64_t k = std::max<int64_t>(256, int64_t{1} << (work / 2));
+      grid.shapes.push_back({.input = types.input,
+                             .weights = types.weights,
+                             .packed = packed,
+                             .m = m,
+                             .n = (int64_t{1} << work) / k,
+                             .k = k});
+    }
+  }
+  return grid;
+}
+
+// Up to 4 query heads for each key/value head, then more queries. Heads of the numbers and sizes
+// that models with such caches have: queries and outputs count as well.
+CostGrid AttentionGrid(const TypePair& types) {
+  CostGrid grid = {{OpKind::kAttention, types.input, types.weights, false}, {}, {}};
+  for (const int64_t rows : kAttentionRows) {
+    grid.rows.push_back(static_cast<double>(rows));
+    for (const int work : kAttentionWork) {
+      CallShape shape;
+      shape.op = OpKind::kAttention;
+      shape.input = types.input;
+      shape.weights = types.weights;
+      shape.kv_heads = std::clamp<int64_t>(int64_t{1} << (work / 2 - 7), 1, 8);
+      shape.head_dim = work < 20 ? 64 : 128;
+      shape.q_heads = shape.kv_heads * std::min<int64_t>(rows, 4);
+      shape.q_len = std::max<int64_t>(1, rows / 4);
+      shape.kv_len = (int64_t{1} << work) / (shape.kv_heads * 2 * shape.head_dim);
+      shape.causal = Causal::kNone;
+      grid.shapes.push_back(shape);
+    }
+  }
+  return grid;
+}
+
+CostGrid RowsGrid(OpKind op, DType dtype = DType::kF32) {
+  CostGrid grid = {{.op = op}, {1.0}, {}};
+  for (const int elements : kElements) {
+    CallShape shape;
+    shape.op = op;
+    shape.input = dtype;
+    shape.n = int64_t{1} << std::min(elements, 12);
+    shape.m = (int64_t{1} << elements) / shape.n;
+    if (op == OpKind::kMask) {
+      grid.cost_class.input = dtype;
+      shape.kv_len = int64_t{1} << ((elements + 1) / 2);
+      shape.q_len = (int64_t{1} << elements) / shape.kv_len;
+    }
+    grid.shapes.push_back(shape);
+  }
+  return grid;
+}
+
+// Who ran beside it is not to count, and luck not either.
+double LowerQuartile(std::vector<double>& samples) {
+  const auto quartile = samples.begin() + static_cast<ptrdiff_t>(samples.size() / 4);
+  std::nth_element(samples.begin(), quartile, samples.end());
+  return *quartile;
+}
+
+class Calibration {
+ public:
+  Calibration(TimedMachine& machine, const CostCalibrationOptions& options)
+      : machine_(machine), options_(options), begin_(machine.Now()) {}
+
+  absl::StatusOr<CostCalibration> Run() {
+    CostProfile& profile = result_.profile;
+    profile.machine = machine_.key();
+    std::vector<CostGrid> grids = CostGrids();
+    if (options_.only) {
+      std::erase_if(grids, [&](const CostGrid& grid) { return !options_.only(grid.cost_class); });
+    }
+    std::vector<DeviceKind> devices;
+    for (const DeviceKind kind : kDeviceKinds) {
+      profile.devices[kind].name = machine_.device_name(kind);
+      if (!profile.devices[kind].name.empty()) devices.push_back(kind);
+    }
+    for (const CostGrid& grid : grids) total_ += grid.shapes.size() * devices.size();
+    for (const DeviceKind device : devices) {
+      TANDEM_ASSIGN_OR_RETURN(profile.devices[device].launch_seconds, Launch(device));
+    }
+    if (devices.size() == kNumDeviceKinds) {
+      for (const DeviceKind to : devices) {
+        for (const bool pinned : {false, true}) {
+          TANDEM_ASSIGN_OR_RETURN(profile.copies_to[to][pinned ? 1 : 0], Copies(to, pinned));
+        }
+      }
+    }
+    for (const CostGrid& grid : grids) {
+      for (const DeviceKind device : devices) TANDEM_RETURN_IF_ERROR(Measure(grid, device));
+    }
+    return std::move(result_);
+  }
+
+ private:
+  double Left() { return options_.seconds - (machine_.Now() - begin_); }
+
+  absl::StatusOr<double> Time(TimedCall& call, double budget) {
+    TANDEM_ASSIGN_OR_RETURN(const double first, call.Run());
+    if (first > options_.longest_call) {
+      TANDEM_ASSIGN_OR_RETURN(const double second, call.Run());
+      return std::min(first, second);
+    }
+    std::vector<double> samples;
+    double spent = first;
+    while (samples.size() < kFewest || (samples.size() < kMost && spent < budget)) {
+      TANDEM_ASSIGN_OR_RETURN(const double seconds, call.Run());
+      samples.push_back(std::max(seconds, 1e-9));
+      spent += seconds;
+    }
+    return LowerQuartile(samples);
+  }
+
+  absl::StatusOr<double> Launch(DeviceKind device) {
+    TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<TimedCall> call,
+                            machine_.Prepare({.op = OpKind::kAdd}, device));
+    return Time(*call, /*budget=*/0.01);
+  }
+
+  absl::StatusOr<CopyCosts> Copies(DeviceKind to, bool pinned) {
+    double seconds[2];
+    for (const int large : {0, 1}) {
+      std::vector<double> samples;
+      for (size_t i = 0; i <= kMost; ++i) {
+        TANDEM_ASSIGN_OR_RETURN(const double taken,
+                                machine_.TimeCopy(to, large ? kLargeCopy : kSmallCopy, pinned));
+        if (i > 0) samples.push_back(std::max(taken, 1e-9));
+      }
+      seconds[large] = LowerQuartile(samples);
+    }
+    CopyCosts costs;
+    costs.bytes_per_second =
+        static_cast<double>(kLargeCopy - kSmallCopy) / std::max(1e-9, seconds[1] - seconds[0]);
+    costs.latency_seconds =
+        std::max(0.0, seconds[0] - static_cast<double>(kSmallCopy) / costs.bytes_per_second);
+    return costs;
+  }
+
+  absl::Status Measure(const CostGrid& grid, DeviceKind device) {
+    CostTable table = {grid.cost_class, device, grid.rows, {}, {}};
+    const size_t columns = grid.shapes.size() / grid.rows.size();
+    const std::string what =
+        absl::StrCat(Describe(grid.cost_class), " on ", std::string(Name(device)));
+    table.seconds.resize(grid.shapes.size());
+    // Matrix by matrix, with all numbers of rows: preparing one is what takes time.
+    for (size_t step = 0; step < grid.shapes.size(); ++step) {
+      const size_t row = step % grid.rows.size(), column = step / grid.rows.size();
+      const size_t i = row * columns + column;
+      const CallShape& shape = grid.shapes[i];
+      if (options_.progress) {
+        options_.progress(static_cast<int>(done_ + step), static_cast<int>(total_), what);
+      }
+      TANDEM_ASSIGN_OR_RETURN(const OpFacts facts, FactsOf(shape));
+      if (row == 0) table.work.push_back(CostPointOf(facts).work);
+      // At least as long as less work took.
+      double seconds = 0.0, scaled = 0.0;
+      if (row > 0) seconds = table.seconds[i - columns];
+      if (column > 0) {
+        seconds = std::max(seconds, table.seconds[i - 1]);
+        scaled = table.seconds[i - 1] * table.work[column] / table.work[column - 1];
+      }
+      if (scaled > options_.longest_call) {
+        seconds = std::max(seconds, scaled);
+      } else {
+        const double left = Left();
+        if (left <= 0.0) {
+          result_.notes.push_back(what + ": no time left");
+          done_ += grid.shapes.size();
+          return absl::OkStatus();
+        }
+        const absl::StatusOr<std::unique_ptr<TimedCall>> call = machine_.Prepare(shape, device);
+        if (absl::IsUnimplemented(call.status())) {
+          result_.notes.push_back(what + ": there is no kernel");
+          done_ += grid.shapes.size();
+          return absl::OkStatus();
+        }
+        TANDEM_RETURN_IF_ERROR(call.status());
+        const double budget = left / static_cast<double>(total_ - done_ - step);
+        TANDEM_ASSIGN_OR_RETURN(const double measured, Time(**call, budget));
+        seconds = std::max(seconds, measured);
+      }
+      table.seconds[i] = seconds;
+      if (facts.op == OpKind::kMatMul && i + 1 == columns) {  // one row, a large matrix
+        double& bandwidth = result_.profile.devices[device].bytes_per_second;
+        bandwidth = std::max(bandwidth, static_cast<double>(facts.bytes) / seconds);
+      }
+    }
+    done_ += grid.shapes.size();
+    result_.profile.tables.push_back(std::move(table));
+    return absl::OkStatus();
+  }
+
+  TimedMachine& machine_;
+  const CostCalibrationOptions& options_;
+  double begin_;
+  size_t done_ = 0, total_ = 0;
+  CostCalibration result_;
+};
+
+}  // namespace
+
+std::vector<CostGrid> CostGrids() {
+  std::vector<CostGrid> grids;
+  grids.push_back(RowsGrid(OpKind::kAdd));
+  for (const TypePair& types : kMatMulTypes) grids.push_back(MatMulGrid(types, false));
+  for (const TypePair& types : kAttentionTypes) grids.push_back(AttentionGrid(types));
+  for (const OpKind op : {OpKind::kRmsNorm, OpKind::kSiluMul, OpKind::kRope, OpKind::kSoftmax,
+                          OpKind::kCast, OpKind::kArgMax}) {
+    grids.push_back(RowsGrid(op));
+  }
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBool, DType::kU32}) {
+    grids.push_back(RowsGrid(OpKind::kMask, dtype));
+  }
+  for (const TypePair& types : kMatMulTypes) grids.push_back(MatMulGrid(types, true));
+  return grids;
+}
+
+absl::StatusOr<CostCalibration> CalibrateCosts(TimedMachine& machine,
+                                               const CostCalibrationOptions& options) {
+  return Calibration(machine, options).Run();
+}
+
+}  // namespace tandem
