@@ -345,7 +345,14 @@ class Report {
       absl::StrAppend(&html, "<span>", LegendMarker(StyleOf(device.id)), " ",
                       EscapeXml(Label(device)), "</span>");
     }
-    html += "</div>\n<div class=\"plots\">\n";
+    html += "</div>\n";
+    const bool measured =
+        std::any_of(series.points.begin(), series.points.end(),
+                    [](const ComparedPoint& point) { return Best(point) != nullptr; });
+    if (!measured) {
+      return html + "<p>Nothing was measured.</p>\n" + PointsTable(series) + "</section>\n";
+    }
+    html += "<div class=\"plots\">\n";
     Plot latency = MakePlot(series, "latency", true, Kind::kBandwidth,
                             [](const ComparedPoint&, double seconds) { return seconds; });
     if (c_.devices.size() > 1) {
