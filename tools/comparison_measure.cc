@@ -251,6 +251,11 @@ class Measurement {
       free.cuda_emulated = free.cuda_emulated || run.id == "cuda:emulated";
     }
     TANDEM_ASSIGN_OR_RETURN(free_, Context::Create(free));
+    const PolicyKind kind = free_->options().policy.kind;
+    result_.policy = std::string(Name(kind));
+    if (kind == PolicyKind::kAuto) {
+      result_.policy += free_->cost_model() != nullptr ? " (calibrated)" : " (fixed)";
+    }
     return absl::OkStatus();
   }
 
@@ -522,7 +527,6 @@ absl::StatusOr<Comparison> MeasureComparison(const ComparisonOptions& options) {
                     {"cores", absl::StrCat(info.cores)},
                     {"instructions", std::string(cpu::Name(info.features.isa))},
                     {"memory", HumanBytes(static_cast<double>(info.memory_bytes))}};
-  result.policy = "fixed";
   Measurement measurement(options, result);
   TANDEM_RETURN_IF_ERROR(measurement.OpenDevices());
   TANDEM_RETURN_IF_ERROR(measurement.Run());
