@@ -1,4 +1,5 @@
-// The grouped_matmul kernels of the CPU, in order. Last those that run one product after the other:
+// The grouped_matmul kernels of the CPU, in order. First those whose drivers do single products as
+// well and are named after them; then those that run one product after the other:
 // by the best kernel for each, and by the plain one.
 #include "core/ops/grouped_matmul.h"
 
@@ -6,6 +7,8 @@
 
 #include "core/ops/grouped_matmul_sequential.h"
 #include "cpu/kernels.h"
+#include "cpu/matmul_kernels.h"
+#include "cpu/matmul_packed.h"
 
 namespace tandem::cpu {
 namespace {
@@ -22,11 +25,23 @@ using Plain = SequentialGroupedMatMul<Reference<MatMulArgs>, Reference<SiluMulAr
 
 template <>
 KernelList<GroupedMatMulArgs> Kernels<GroupedMatMulArgs>() {
-  static constexpr std::array<Kernel<GroupedMatMulArgs>, 2> kKernels = {
-      {{"sequential", DeviceKind::kCpu, Sequential::Supports, Sequential::WorkspaceBytes,
-        Sequential::Run},
-       {"reference", DeviceKind::kCpu, Plain::Supports, Plain::WorkspaceBytes, Plain::Run}}};
-  return kKernels;
+  static const std::array<Kernel<GroupedMatMulArgs>, 13> kernels = {{
+      GroupedInt8MatMul(DotIsa::kAvx512Vnni),
+      GroupedInt8MatMul(DotIsa::kAvxVnni),
+      GroupedInt8MatMul(DotIsa::kAvx2),
+      GroupedGemvInt8MatMul(DotIsa::kAvx512Vnni),
+      GroupedGemvInt8MatMul(DotIsa::kAvxVnni),
+      GroupedGemvInt8MatMul(DotIsa::kAvx2),
+      GroupedGemvMatMul(Isa::kAvx512),
+      GroupedGemvMatMul(Isa::kAvx2),
+      GroupedGemvInt8MatMul(DotIsa::kScalar),
+      GroupedGemvMatMul(Isa::kScalar),
+      GroupedInt8MatMul(DotIsa::kScalar),
+      {"sequential", DeviceKind::kCpu, Sequential::Supports, Sequential::WorkspaceBytes,
+       Sequential::Run},
+      {"reference", DeviceKind::kCpu, Plain::Supports, Plain::WorkspaceBytes, Plain::Run},
+  }};
+  return kernels;
 }
 
 }  // namespace tandem::cpu

@@ -5,7 +5,9 @@
 //   inner loops once per call; weight rows are then multiplied by them as they lie
 //   (matmul_gemv_int8.h, matmul_gemv_int8-inl.h). What the products of a block sum up to is exact;
 //   across blocks sums are f32. The idea of 8-bit activations is ggml's.
-// Mapping: one task per strip of kStrip output features, whatever the thread count.
+// Mapping: one task per strip of kStrip output features, whatever the thread count. Products that
+//   share a (grouped_matmul) are one list of strips, and share what activations become where their
+//   formats take it alike.
 // Memory: each byte of b is read once; the activations (2 to 2.3 bytes an element and row, scales
 //   repeated) stay in L1.
 // Range: M <= 8, block dtypes in stored form, unless float_activations is set.
@@ -17,12 +19,14 @@
 #include "hwy/highway.h"
 // clang-format on
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 
 #include "core/kernel.h"
 #include "core/status.h"
 #include "cpu/matmul_gemv_int8.h"
+#include "cpu/matmul_group.h"
 #include "cpu/matmul_kernels.h"
 #include "cpu/matmul_packed.h"
 #include "cpu/matmul_simd-inl.h"
@@ -41,17 +45,39 @@ inline int64_t Int8Units(const MatMulArgs& args) {
   const int64_t length = UnitLength(args.b.dtype);
   return (args.k() + length - 1) / length;
 }
-
-struct Int8Scratch {
-  uint8_t* units = nullptr;  // [batches of a][units][padded rows][unit bytes]
-  float* row = nullptr;      // [K]
-};
 inline int64_t Int8BatchBytes(const MatMulArgs& args) {
   return Int8Units(args) * Int8PaddedRows(args.m()) * UnitBytes(args.b.dtype);
 }
-inline Int8Scratch CarveInt8(Workspace& workspace, const MatMulArgs& args) {
-  const int64_t batches = args.a.rank() == 3 ? args.a.dim(0) : 1;
-  return {workspace.Take<uint8_t>(batches * Int8BatchBytes(args)), workspace.Take<float>(args.k())};
+
+// Formats whose activations are laid out alike.
+inline bool SameUnits(DType x, DType y) {
+  const auto representative = [](DType dtype) {
+    return dtype == DType::kQ5_K ? DType::kQ4_K : dtype;
+  };
+  return representative(x) == representative(y);
+}
+
+struct Int8Scratch {
+  // [batches of a][units][padded rows][unit bytes] of every product; products of formats that agree
+  // share them.
+  std::array<uint8_t*, GroupedMatMulArgs::kMaxProducts> units = {};
+  std::array<bool, GroupedMatMulArgs::kMaxProducts> shared = {};  // those of an earlier product
+  float* row = nullptr;                                           // [K]
+};
+inline Int8Scratch CarveInt8(Workspace& workspace, const MatMulGroup& group) {
+  const MatMulArgs& first = group.first();
+  const int64_t batches = first.a.rank() == 3 ? first.a.dim(0) : 1;
+  Int8Scratch scratch;
+  for (size_t i = 0; i < group.size(); ++i) {
+    for (size_t j = 0; j < i && !scratch.shared[i]; ++j) {
+      scratch.shared[i] = SameUnits(group.products[j].b.dtype, group.products[i].b.dtype);
+      if (scratch.shared[i]) scratch.units[i] = scratch.units[j];
+    }
+    if (scratch.shared[i]) continue;
+    scratch.units[i] = workspace.Take<uint8_t>(batches * Int8BatchBytes(group.products[i]));
+  }
+  scratch.row = workspace.Take<float>(first.k());
+  return scratch;
 }
 
 // Where block `block` of a super-block lies: quads 0 2 4 6, 1 3 5 7 or 0 1 4 5, 2 3 6 7.
@@ -123,38 +149,57 @@ inline void PackActivations(const MatMulArgs& args, int64_t offset, float* row, 
   }
 }
 
-absl::Status GemvInt8Run(const KernelContext& context, const MatMulArgs& args,
+absl::Status GemvInt8Run(const KernelContext& context, const MatMulGroup& group,
                          Int8Strip (*strip_of)(DType, int64_t)) {
-  if (args.out.empty()) return absl::OkStatus();
-  const int64_t m = args.m(), n = args.n(), k = args.k();
-  const Int8Scratch scratch = CarveInt8(*context.workspace, args);
+  const MatMulArgs& first = group.first();
+  const int64_t m = first.m(), k = first.k();
+  const Int8Scratch scratch = CarveInt8(*context.workspace, group);
   if (!context.workspace->ok()) return absl::InternalError("gemv_int8: workspace too small");
-  const MatMulOperands operands(args);
-  const int64_t a_batches = args.a.rank() == 3 ? args.a.dim(0) : 1;
-  const int64_t units_bytes = Int8BatchBytes(args);
-  for (int64_t z = 0; z < a_batches; ++z) {
-    PackActivations(args, operands.a_batch * z, scratch.row, scratch.units + z * units_bytes);
+  const int64_t a_batches = first.a.rank() == 3 ? first.a.dim(0) : 1;
+  const int64_t a_batch = MatMulOperands(first).a_batch;
+  int64_t weight_bytes = 0;
+  for (size_t i = 0; i < group.size(); ++i) {
+    const MatMulArgs& args = group.products[i];
+    weight_bytes += args.batch() * ByteOffset(args.b.dtype, args.n() * k);
+    for (int64_t z = 0; z < a_batches && !scratch.shared[i]; ++z) {
+      PackActivations(args, a_batch * z, scratch.row, scratch.units[i] + z * Int8BatchBytes(args));
+    }
   }
-  const Int8Strip multiply = strip_of(args.b.dtype, Int8PaddedRows(m));
-  const int64_t block = BlockLength(args.b.dtype), block_bytes = BlockBytes(args.b.dtype);
-  const int64_t row_bytes = args.b.stride(-2) / block * block_bytes;
-  const int64_t strips = (n + kInt8Strip - 1) / kInt8Strip;
-  const auto run = [&](int64_t task, int) HWY_ATTR {
-    const int64_t z = task / strips, n0 = task % strips * kInt8Strip;
-    HWY_ALIGN float tile[8 * kMaxTileColumns];
-    Int8StripArgs strip;
-    strip.b = args.b.As<uint8_t>() + operands.b_batch * z / block * block_bytes + n0 * row_bytes;
-    strip.row_bytes = row_bytes;
-    strip.columns = std::min(kInt8Strip, n - n0);
-    strip.blocks = k / block;
-    strip.units = scratch.units + (a_batches > 1 ? z * units_bytes : 0);
-    strip.tile = tile;
-    strip.tile_stride = kMaxTileColumns;
-    multiply(strip);
-    FinishTile(args, operands, z, 0, m, n0, strip.columns, tile, kMaxTileColumns);
+  const auto strips = [](const MatMulArgs& args) {
+    return (args.n() + kInt8Strip - 1) / kInt8Strip;
   };
-  const int64_t weight_bytes = args.batch() * ByteOffset(args.b.dtype, n * k);
-  CpuStream::Of(context).pool().ParallelFor(args.batch() * strips, run, weight_bytes);
+  const GroupTasks tasks(group,
+                         [&](const MatMulArgs& args) { return args.batch() * strips(args); });
+  const auto run = [&](int64_t task, int) HWY_ATTR {
+    const GroupTasks::Place place = tasks.At(task);
+    const MatMulArgs& args = group.products[place.product];
+    const int64_t z = place.task / strips(args), n0 = place.task % strips(args) * kInt8Strip;
+    const int64_t columns = std::min(kInt8Strip, args.n() - n0);
+    HWY_ALIGN float tiles[2][8 * kMaxTileColumns];
+    const auto multiply = [&](size_t product, float* tile) {
+      const MatMulArgs& own = group.products[product];
+      const int64_t block = BlockLength(own.b.dtype), block_bytes = BlockBytes(own.b.dtype);
+      Int8StripArgs strip;
+      strip.row_bytes = own.b.stride(-2) / block * block_bytes;
+      strip.b = own.b.As<uint8_t>() + MatMulOperands(own).b_batch * z / block * block_bytes +
+                n0 * strip.row_bytes;
+      strip.columns = columns;
+      strip.blocks = k / block;
+      strip.units = scratch.units[product] + (a_batches > 1 ? z * Int8BatchBytes(own) : 0);
+      strip.tile = tile;
+      strip.tile_stride = kMaxTileColumns;
+      strip_of(own.b.dtype, Int8PaddedRows(m))(strip);
+    };
+    multiply(place.product, tiles[0]);
+    if (!group.gated) {
+      FinishTile(args, MatMulOperands(args), z, 0, m, n0, columns, tiles[0], kMaxTileColumns);
+      return;
+    }
+    multiply(1, tiles[1]);
+    FinishGatedTile(args, group.products[1], 0, m, n0, columns, tiles[0], tiles[1],
+                    kMaxTileColumns);
+  };
+  CpuStream::Of(context).pool().ParallelFor(tasks.total(), run, weight_bytes);
   return absl::OkStatus();
 }
 
@@ -187,45 +232,93 @@ absl::Status Supports(const KernelContext& context, const MatMulArgs& args) {
                                                         : Isa::kAvx2);
 }
 
-int64_t Int8Workspace(const KernelContext&, const MatMulArgs& args) {
+int64_t Int8Workspace(const MatMulGroup& group) {
   Workspace counting = Workspace::Counting();
-  N_AVX2::CarveInt8(counting, args);
+  N_AVX2::CarveInt8(counting, group);
   return counting.bytes_used();
+}
+int64_t WorkspaceOfOne(const KernelContext&, const MatMulArgs& args) {
+  return Int8Workspace(GroupOf(args));
+}
+int64_t WorkspaceOfGroup(const KernelContext&, const GroupedMatMulArgs& args) {
+  return Int8Workspace(GroupedProducts(args).group());
 }
 
 template <DotIsa kDots>
-absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
+absl::Status RunGroup(const KernelContext& context, const MatMulGroup& group) {
   switch (kDots) {
     case DotIsa::kAvx512Vnni:
-      return N_AVX3::GemvInt8Run(context, args, Int8StripAvx512Vnni);
+      return N_AVX3::GemvInt8Run(context, group, Int8StripAvx512Vnni);
     case DotIsa::kAvxVnni:
-      return N_AVX2::GemvInt8Run(context, args, Int8StripAvxVnni);
+      return N_AVX2::GemvInt8Run(context, group, Int8StripAvxVnni);
     case DotIsa::kAvx2:
-      return N_AVX2::GemvInt8Run(context, args, Int8StripAvx2);
+      return N_AVX2::GemvInt8Run(context, group, Int8StripAvx2);
     default:
-      return TANDEM_N_SCALAR::GemvInt8Run(context, args, Int8StripScalar);
+      return TANDEM_N_SCALAR::GemvInt8Run(context, group, Int8StripScalar);
   }
+}
+template <DotIsa kDots>
+absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
+  if (args.out.empty()) return absl::OkStatus();
+  return RunGroup<kDots>(context, GroupOf(args));
+}
+template <DotIsa kDots>
+absl::Status RunGrouped(const KernelContext& context, const GroupedMatMulArgs& args) {
+  if (args.m() == 0) return absl::OkStatus();
+  return RunGroup<kDots>(context, GroupedProducts(args).group());
 }
 
 bool Applies(const MatMulArgs& args) { return IsBlockQuantized(args.b.dtype) && args.m() <= 8; }
 
-template <DotIsa kDots>
-Kernel<MatMulArgs> Entry(std::string_view name) {
-  return {name, DeviceKind::kCpu, Supports<kDots>, Int8Workspace, Run<kDots>, Applies};
+constexpr std::string_view NameOf(DotIsa isa) {
+  switch (isa) {
+    case DotIsa::kAvx512Vnni:
+      return "gemv_int8_avx512vnni";
+    case DotIsa::kAvxVnni:
+      return "gemv_int8_avxvnni";
+    case DotIsa::kAvx2:
+      return "gemv_int8_avx2";
+    default:
+      return "gemv_int8_scalar";
+  }
 }
+
+template <DotIsa kDots>
+struct Entry {
+  static Kernel<MatMulArgs> Single() {
+    return {NameOf(kDots), DeviceKind::kCpu, Supports<kDots>, WorkspaceOfOne, Run<kDots>, Applies};
+  }
+  static Kernel<GroupedMatMulArgs> Grouped() {
+    return {NameOf(kDots),    DeviceKind::kCpu,  SupportsGroup<Supports<kDots>>,
+            WorkspaceOfGroup, RunGrouped<kDots>, AppliesToGroup<Applies>};
+  }
+};
 
 }  // namespace
 
 Kernel<MatMulArgs> GemvInt8MatMul(DotIsa isa) {
   switch (isa) {
     case DotIsa::kAvx512Vnni:
-      return Entry<DotIsa::kAvx512Vnni>("gemv_int8_avx512vnni");
+      return Entry<DotIsa::kAvx512Vnni>::Single();
     case DotIsa::kAvxVnni:
-      return Entry<DotIsa::kAvxVnni>("gemv_int8_avxvnni");
+      return Entry<DotIsa::kAvxVnni>::Single();
     case DotIsa::kAvx2:
-      return Entry<DotIsa::kAvx2>("gemv_int8_avx2");
+      return Entry<DotIsa::kAvx2>::Single();
     default:
-      return Entry<DotIsa::kScalar>("gemv_int8_scalar");
+      return Entry<DotIsa::kScalar>::Single();
+  }
+}
+
+Kernel<GroupedMatMulArgs> GroupedGemvInt8MatMul(DotIsa isa) {
+  switch (isa) {
+    case DotIsa::kAvx512Vnni:
+      return Entry<DotIsa::kAvx512Vnni>::Grouped();
+    case DotIsa::kAvxVnni:
+      return Entry<DotIsa::kAvxVnni>::Grouped();
+    case DotIsa::kAvx2:
+      return Entry<DotIsa::kAvx2>::Grouped();
+    default:
+      return Entry<DotIsa::kScalar>::Grouped();
   }
 }
 

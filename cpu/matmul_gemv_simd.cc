@@ -12,6 +12,8 @@
 //   Floats of one row are requested for one use: f16 with K = 5632 0.68 of read bandwidth without,
 //   0.86 with (its activations no longer fall out of L1), K = 2048 0.88 and 0.94.
 // Memory: each byte of b is read once; the activations (M * K f32) stay in L1 or L2.
+//   Products that share a (grouped_matmul) are one list of strips; a strip of a gate is done
+//   together with that of its up, which are joined while both are in L1.
 // Range: M <= 8 (4 for blocks of 256, which rows_* expands once for more), b in stored form (K
 //   contiguous), any float or block dtype, any N, K and batch.
 #undef HWY_TARGET_INCLUDE
@@ -26,6 +28,7 @@
 
 #include "core/kernel.h"
 #include "core/status.h"
+#include "cpu/matmul_group.h"
 #include "cpu/matmul_kernels.h"
 #include "cpu/matmul_simd-inl.h"
 #include "cpu/stream.h"
@@ -365,69 +368,104 @@ inline void InterleaveActivations(const MatMulArgs& args, int64_t offset, float*
   }
 }
 
+// Output features n0 .. n0 + columns of args, batch z: their sums, into tile[m][kMaxTileColumns].
 template <typename T>
-absl::Status RunTyped(const KernelContext& context, const MatMulArgs& args) {
-  const int64_t m = args.m(), n = args.n(), k = args.k();
-  const int64_t padded = PaddedRows(m), strips = (n + kStrip - 1) / kStrip;
-  const MatMulOperands operands(args);
-  const int64_t a_batches = args.a.rank() == 3 ? args.a.dim(0) : 1;
+void MultiplyStrip(const MatMulArgs& args, const MatMulOperands& operands, int64_t z, int64_t n0,
+                   int64_t columns, const float* x, float* tile) {
+  const int64_t n = args.n(), k = args.k();
+  // Strides of block types count elements.
+  const int64_t block = BlockLength(args.b.dtype);
+  const int64_t b_stride = args.b.stride(-2) / block;
+  const T* b = args.b.As<T>() + operands.b_batch * z / block + n0 * b_stride;
+  switch (PaddedRows(args.m())) {
+    case 1:
+      if (!kIsBlock<T> && args.batch() * ByteOffset(args.b.dtype, n * k) >= kOnceBytes) {
+        Strip<T, 1, true>(b, b_stride, n - n0, x, columns, k, tile);
+      } else {
+        Strip<T, 1>(b, b_stride, n - n0, x, columns, k, tile);
+      }
+      break;
+    case 2:
+      Strip<T, 2>(b, b_stride, n - n0, x, columns, k, tile);
+      break;
+    case 4:
+      Strip<T, 4>(b, b_stride, n - n0, x, columns, k, tile);
+      break;
+    default:
+      if constexpr (kBlockLength<T> < 256) {
+        Strip<T, 8>(b, b_stride, n - n0, x, columns, k, tile);
+      }
+      break;
+  }
+}
 
-  const GemvScratch scratch = CarveActivations(*context.workspace, args);
+absl::Status RunGroup(const KernelContext& context, const MatMulGroup& group) {
+  const MatMulArgs& first = group.first();
+  const int64_t m = first.m(), k = first.k();
+  const int64_t a_batches = first.a.rank() == 3 ? first.a.dim(0) : 1;
+  const int64_t a_batch = MatMulOperands(first).a_batch;
+
+  const GemvScratch scratch = CarveActivations(*context.workspace, first);
   if (!context.workspace->ok()) return absl::InternalError("gemv: workspace too small");
-  const bool in_place = UsesActivationsInPlace(args);
-  const int64_t x_batch = in_place ? operands.a_batch : PaddedDepth(k) * padded;
+  const bool in_place = UsesActivationsInPlace(first);
+  const int64_t x_batch = in_place ? a_batch : PaddedDepth(k) * PaddedRows(m);
   if (!in_place) {
     for (int64_t z = 0; z < a_batches; ++z) {
-      InterleaveActivations(args, operands.a_batch * z, scratch.row, scratch.x + z * x_batch);
+      InterleaveActivations(first, a_batch * z, scratch.row, scratch.x + z * x_batch);
     }
   }
-  const float* x = in_place ? args.a.As<float>() : scratch.x;
+  const float* x = in_place ? first.a.As<float>() : scratch.x;
 
-  const int64_t weight_bytes = args.batch() * ByteOffset(args.b.dtype, n * k);
+  const auto strips = [](const MatMulArgs& args) { return (args.n() + kStrip - 1) / kStrip; };
+  const GroupTasks tasks(group,
+                         [&](const MatMulArgs& args) { return args.batch() * strips(args); });
+  int64_t weight_bytes = 0;
+  for (const MatMulArgs& args : group.products) {
+    weight_bytes += args.batch() * ByteOffset(args.b.dtype, args.n() * k);
+  }
   const auto run = [&](int64_t task, int) HWY_ATTR {
-    const int64_t z = task / strips, n0 = task % strips * kStrip;
-    const int64_t columns = std::min(kStrip, n - n0);
-    HWY_ALIGN float tile[8 * kMaxTileColumns];
-    // Strides of block types count elements.
-    const int64_t block = BlockLength(args.b.dtype);
-    const int64_t b_stride = args.b.stride(-2) / block;
-    const T* b = args.b.As<T>() + operands.b_batch * z / block + n0 * b_stride;
+    const GroupTasks::Place place = tasks.At(task);
+    const MatMulArgs& args = group.products[place.product];
+    const int64_t z = place.task / strips(args), n0 = place.task % strips(args) * kStrip;
+    const int64_t columns = std::min(kStrip, args.n() - n0);
     const float* rows = a_batches > 1 ? x + x_batch * z : x;
-    switch (padded) {
-      case 1:
-        if (!kIsBlock<T> && weight_bytes >= kOnceBytes) {
-          Strip<T, 1, true>(b, b_stride, n - n0, rows, columns, k, tile);
-        } else {
-          Strip<T, 1>(b, b_stride, n - n0, rows, columns, k, tile);
-        }
-        break;
-      case 2:
-        Strip<T, 2>(b, b_stride, n - n0, rows, columns, k, tile);
-        break;
-      case 4:
-        Strip<T, 4>(b, b_stride, n - n0, rows, columns, k, tile);
-        break;
-      default:
-        if constexpr (kBlockLength<T> < 256) {
-          Strip<T, 8>(b, b_stride, n - n0, rows, columns, k, tile);
-        }
-        break;
+    HWY_ALIGN float tiles[2][8 * kMaxTileColumns];
+    const auto multiply = [&](const MatMulArgs& product, float* tile) {
+      DispatchWeight(product.b.dtype, [&]<typename T>() {
+        MultiplyStrip<T>(product, MatMulOperands(product), z, n0, columns, rows, tile);
+      });
+    };
+    multiply(args, tiles[0]);
+    if (!group.gated) {
+      FinishTile(args, MatMulOperands(args), z, 0, m, n0, columns, tiles[0], kMaxTileColumns);
+      return;
     }
-    FinishTile(args, operands, z, 0, m, n0, columns, tile, kMaxTileColumns);
+    multiply(group.products[1], tiles[1]);
+    FinishGatedTile(args, group.products[1], 0, m, n0, columns, tiles[0], tiles[1],
+                    kMaxTileColumns);
   };
-  CpuStream::Of(context).pool().ParallelFor(args.batch() * strips, run, weight_bytes);
+  CpuStream::Of(context).pool().ParallelFor(tasks.total(), run, weight_bytes);
   return absl::OkStatus();
 }
 
 absl::Status GemvRun(const KernelContext& context, const MatMulArgs& args) {
   if (args.out.empty()) return absl::OkStatus();
-  return DispatchWeight(args.b.dtype, [&]<typename T>() { return RunTyped<T>(context, args); });
+  return RunGroup(context, GroupOf(args));
+}
+
+absl::Status GroupedGemvRun(const KernelContext& context, const GroupedMatMulArgs& args) {
+  if (args.m() == 0) return absl::OkStatus();
+  return RunGroup(context, GroupedProducts(args).group());
 }
 
 int64_t GemvWorkspace(const KernelContext&, const MatMulArgs& args) {
   Workspace counting = Workspace::Counting();
   CarveActivations(counting, args);
   return counting.bytes_used();
+}
+
+int64_t GroupedGemvWorkspace(const KernelContext& context, const GroupedMatMulArgs& args) {
+  return GemvWorkspace(context, args.ProductArgs(0));  // the activations: the same for all
 }
 
 }  // namespace tandem::cpu::HWY_NAMESPACE
@@ -462,6 +500,20 @@ Kernel<MatMulArgs> GemvMatMul(Isa isa) {
     default:
       return {"gemv_scalar", DeviceKind::kCpu, Supports<Isa::kScalar>,
               TANDEM_N_SCALAR::GemvWorkspace, TANDEM_N_SCALAR::GemvRun};
+  }
+}
+
+Kernel<GroupedMatMulArgs> GroupedGemvMatMul(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return {"gemv_avx512", DeviceKind::kCpu, SupportsGroup<Supports<Isa::kAvx512>>,
+              N_AVX3::GroupedGemvWorkspace, N_AVX3::GroupedGemvRun};
+    case Isa::kAvx2:
+      return {"gemv_avx2", DeviceKind::kCpu, SupportsGroup<Supports<Isa::kAvx2>>,
+              N_AVX2::GroupedGemvWorkspace, N_AVX2::GroupedGemvRun};
+    default:
+      return {"gemv_scalar", DeviceKind::kCpu, SupportsGroup<Supports<Isa::kScalar>>,
+              TANDEM_N_SCALAR::GroupedGemvWorkspace, TANDEM_N_SCALAR::GroupedGemvRun};
   }
 }
 

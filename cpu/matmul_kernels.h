@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/kernel.h"
+#include "core/ops/grouped_matmul.h"
 #include "core/ops/matmul.h"
 #include "cpu/isa.h"
 
@@ -18,5 +19,10 @@ Kernel<MatMulArgs> OneDnnBF16MatMul();
 Kernel<MatMulArgs> OneDnnExpandMatMul();
 Kernel<MatMulArgs> GemmMatMul(Isa isa);
 Kernel<MatMulArgs> ReferenceMatMul();
+
+// The same drivers over several products (grouped_matmul.cc).
+Kernel<GroupedMatMulArgs> GroupedInt8MatMul(DotIsa isa);
+Kernel<GroupedMatMulArgs> GroupedGemvMatMul(Isa isa);
+Kernel<GroupedMatMulArgs> GroupedGemvInt8MatMul(DotIsa isa);
 
 }  // namespace tandem::cpu

@@ -105,6 +105,9 @@ struct StripOps {
   // The epilogue: out[m0.., n0..] from a tile, which is overwritten.
   void (*finish)(const MatMulArgs& args, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                  float* tile);
+  // The same from the tiles of a gate and its up.
+  void (*finish_gated)(const MatMulArgs& gate, const MatMulArgs& up, int64_t m0, int64_t rows,
+                       int64_t n0, int64_t columns, float* gate_tile, float* up_tile);
 };
 const StripOps& StripOpsFor(Isa isa);
 

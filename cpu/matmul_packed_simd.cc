@@ -68,6 +68,11 @@ void FinishStripTile(const MatMulArgs& args, int64_t m0, int64_t rows, int64_t n
   FinishTile(args, MatMulOperands(args), 0, m0, rows, n0, columns, tile, kPanelColumns);
 }
 
+void FinishGatedStripTile(const MatMulArgs& gate, const MatMulArgs& up, int64_t m0, int64_t rows,
+                          int64_t n0, int64_t columns, float* gate_tile, float* up_tile) {
+  FinishGatedTile(gate, up, m0, rows, n0, columns, gate_tile, up_tile, kPanelColumns);
+}
+
 }  // namespace tandem::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -76,10 +81,13 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 
 const StripOps& StripOpsFor(Isa isa) {
-  static constexpr StripOps kAvx512 = {N_AVX3::QuantizeStrip, N_AVX3::FinishStripTile};
-  static constexpr StripOps kAvx2 = {N_AVX2::QuantizeStrip, N_AVX2::FinishStripTile};
+  static constexpr StripOps kAvx512 = {N_AVX3::QuantizeStrip, N_AVX3::FinishStripTile,
+                                       N_AVX3::FinishGatedStripTile};
+  static constexpr StripOps kAvx2 = {N_AVX2::QuantizeStrip, N_AVX2::FinishStripTile,
+                                     N_AVX2::FinishGatedStripTile};
   static constexpr StripOps kScalar = {TANDEM_N_SCALAR::QuantizeStrip,
-                                       TANDEM_N_SCALAR::FinishStripTile};
+                                       TANDEM_N_SCALAR::FinishStripTile,
+                                       TANDEM_N_SCALAR::FinishGatedStripTile};
   return isa == Isa::kAvx512 ? kAvx512 : (isa == Isa::kAvx2 ? kAvx2 : kScalar);
 }
 

@@ -18,6 +18,7 @@
 // After highway.h, whose macros they use.
 #include "cpu/block_vectors-inl.h"
 #include "cpu/float_vectors-inl.h"
+#include "cpu/silu_times-inl.h"
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -130,40 +131,75 @@ HWY_INLINE FloatVector ActivateVector(Activation activation, FloatVector x) {
 
 inline constexpr int64_t kMaxTileColumns = 64;
 
+// Row i of a tile of sums becomes act(alpha * sum + bias) + beta * addend, for out[z, m0 + i,
+// n0..].
+HWY_INLINE void FinishSums(const MatMulArgs& args, const MatMulOperands& operands, int64_t z,
+                           int64_t m, int64_t n0, int64_t columns, const float* bias,
+                           float* HWY_RESTRICT row) {
+  HWY_ALIGN float addend[kMaxTileColumns] = {};
+  const bool add = args.addend.present() && args.beta != 0.0f;
+  if (add) {
+    const int64_t stride = args.addend.stride(-1);
+    WidenViewRow(args.addend, operands.addend_batch * z + args.addend.stride(-2) * m + stride * n0,
+                 stride, columns, addend);
+  }
+  const FloatTag d;
+  const auto alpha = hn::Set(d, args.alpha);
+  const auto beta = hn::Set(d, args.beta);
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    auto x = hn::Mul(alpha, LoadFloats(row + j));
+    if (args.bias.present()) x = hn::Add(x, LoadFloats(bias + j));
+    if (args.activation != Activation::kNone) x = ActivateVector(args.activation, x);
+    if (add) x = hn::MulAdd(beta, LoadFloats(addend + j), x);
+    StoreFloats(x, row + j);
+  }
+}
+
+HWY_INLINE void LoadBias(const MatMulArgs& args, int64_t n0, int64_t columns, float* bias) {
+  if (!args.bias.present()) return;
+  WidenViewRow(args.bias, n0 * args.bias.stride(0), args.bias.stride(0), columns, bias);
+}
+
+HWY_INLINE void StoreTileRow(const MatMulArgs& args, const MatMulOperands& operands, int64_t z,
+                             int64_t m, int64_t n0, int64_t columns, const float* row) {
+  const int64_t stride = args.out.stride(-1);
+  NarrowToViewRow(row, args.out, operands.out_batch * z + args.out.stride(-2) * m + stride * n0,
+                  stride, columns);
+}
+
 // Writes out[z, m0 + i, n0 + j] for a tile of sums (rows `tile_stride` floats apart, overwritten).
 // columns <= kMaxTileColumns; tile rows have kMaxTileColumns readable floats.
 HWY_INLINE void FinishTile(const MatMulArgs& args, const MatMulOperands& operands, int64_t z,
                            int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                            float* HWY_RESTRICT tile, int64_t tile_stride) {
   HWY_ALIGN float bias[kMaxTileColumns] = {};
-  HWY_ALIGN float addend[kMaxTileColumns] = {};
-  const bool add = args.addend.present() && args.beta != 0.0f;
-  if (args.bias.present()) {
-    const int64_t stride = args.bias.stride(0);
-    WidenViewRow(args.bias, n0 * stride, stride, columns, bias);
-  }
-  const FloatTag d;
-  const auto alpha = hn::Set(d, args.alpha);
-  const auto beta = hn::Set(d, args.beta);
+  LoadBias(args, n0, columns, bias);
   for (int64_t i = 0; i < rows; ++i) {
     float* row = tile + i * tile_stride;
-    if (add) {
-      const int64_t stride = args.addend.stride(-1);
-      WidenViewRow(args.addend,
-                   operands.addend_batch * z + args.addend.stride(-2) * (m0 + i) + stride * n0,
-                   stride, columns, addend);
-    }
+    FinishSums(args, operands, z, m0 + i, n0, columns, bias, row);
+    StoreTileRow(args, operands, z, m0 + i, n0, columns, row);
+  }
+}
+
+// The same for two tiles of one place: out = silu(gate) * up. No batch.
+HWY_INLINE void FinishGatedTile(const MatMulArgs& gate, const MatMulArgs& up, int64_t m0,
+                                int64_t rows, int64_t n0, int64_t columns,
+                                float* HWY_RESTRICT gate_tile, float* HWY_RESTRICT up_tile,
+                                int64_t tile_stride) {
+  HWY_ALIGN float gate_bias[kMaxTileColumns] = {};
+  HWY_ALIGN float up_bias[kMaxTileColumns] = {};
+  LoadBias(gate, n0, columns, gate_bias);
+  LoadBias(up, n0, columns, up_bias);
+  const MatMulOperands operands(gate);
+  for (int64_t i = 0; i < rows; ++i) {
+    float* gate_row = gate_tile + i * tile_stride;
+    float* up_row = up_tile + i * tile_stride;
+    FinishSums(gate, operands, 0, m0 + i, n0, columns, gate_bias, gate_row);
+    FinishSums(up, operands, 0, m0 + i, n0, columns, up_bias, up_row);
     for (int64_t j = 0; j < columns; j += kLanes) {
-      auto x = hn::Mul(alpha, LoadFloats(row + j));
-      if (args.bias.present()) x = hn::Add(x, LoadFloats(bias + j));
-      if (args.activation != Activation::kNone) x = ActivateVector(args.activation, x);
-      if (add) x = hn::MulAdd(beta, LoadFloats(addend + j), x);
-      StoreFloats(x, row + j);
+      StoreFloats(SiluTimes()(LoadFloats(gate_row + j), LoadFloats(up_row + j)), gate_row + j);
     }
-    const int64_t stride = args.out.stride(-1);
-    NarrowToViewRow(row, args.out,
-                    operands.out_batch * z + args.out.stride(-2) * (m0 + i) + stride * n0, stride,
-                    columns);
+    StoreTileRow(gate, operands, 0, m0 + i, n0, columns, gate_row);
   }
 }
 

@@ -1,8 +1,7 @@
 // SwiGLU's gated activation.
 //
-// simd: one pass. With e = exp(-|g|), silu(g) = g / (1 + e) for g >= 0 and g * e / (1 + e) below,
-// so that nothing overflows and small results keep their precision. Spans of a row are independent
-// tasks; three streams of memory. Needs contiguous rows, and gate and up of one dtype.
+// simd: one pass (silu_times-inl.h). Spans of a row are independent tasks; three streams of memory.
+// Needs contiguous rows, and gate and up of one dtype.
 //
 // reference: one element at a time in f64; any strides and dtypes.
 #include "core/ops/silu_mul.h"
@@ -22,18 +21,10 @@
 #include "hwy/highway.h"
 // After highway.h.
 #include "cpu/float_vectors-inl.h"
+#include "cpu/silu_times-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
-
-struct SiluTimes {
-  HWY_INLINE FloatVec operator()(FloatVec gate, FloatVec up) const {
-    const FloatTag d;
-    const FloatVec e = ExpFloats(hn::Neg(hn::Abs(gate)));
-    const FloatVec numerator = hn::IfThenElse(hn::Lt(gate, hn::Zero(d)), hn::Mul(gate, e), gate);
-    return hn::Mul(hn::Div(numerator, hn::Add(hn::Set(d, 1.0f), e)), up);
-  }
-};
 
 absl::Status SiluMul(const KernelContext& context, const SiluMulArgs& args) {
   DispatchFloat(args.gate.dtype, [&]<typename X>() {

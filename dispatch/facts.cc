@@ -149,7 +149,7 @@ OpFacts FactsOf(const GroupedMatMulArgs& args) {
     const OpFacts own = FactsOf(args.ProductArgs(i));
     facts.n += own.n;
     facts.flops += own.flops;
-    facts.elements += product.out.num_elements();
+    if (product.out.present()) facts.elements += product.out.num_elements();
     facts.bytes += own.bytes - Bytes(args.a) - Bytes(args.out(i)) + Bytes(product.out);
     if (i == 0) facts.weights = own.weights;
     facts.packed = facts.packed || own.packed;

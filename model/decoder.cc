@@ -26,6 +26,11 @@ TensorView Heads(const TensorView& view, int64_t heads) {
 // of 512 rows and as fast, within 3 % (q4_k, q8_0, one core of a Zen 5).
 constexpr int64_t kPackedRows = 256;
 
+// Up to so many tokens the products of the same activations are one call: kernels for few rows read
+// weights as fast as memory gives them, and what is left to win is around them. Beyond, each
+// product is better off with the kernel that was measured to be the fastest for it.
+constexpr int64_t kGroupedRows = 8;
+
 // An activation of `columns` f32 per token, to be laid out in a buffer with others.
 struct Column {
   Tensor& tensor;
@@ -460,6 +465,11 @@ absl::Status Session::RunTokens(const TensorView& ids, const Place& place, int64
   return MatMulInto(context_, output);
 }
 
+GroupedMatMulArgs::Product Session::Project(const Model::Matrix& matrix, const TensorView& bias,
+                                            const TensorView& out) {
+  return {.b = matrix.view, .bias = bias, .out = out, .b_packed = matrix.packed.get()};
+}
+
 // Keys and values of all tokens go to the cache; queries, and what follows from them, are computed
 // for the last `keep`.
 absl::Status Session::RunAttention(size_t index, const Place& place, int64_t keep) {
@@ -474,16 +484,6 @@ absl::Status Session::RunAttention(size_t index, const Place& place, int64_t kee
 
   const TensorView h = Rows(on.h, 0, tokens);
   TANDEM_RETURN_IF_ERROR(Normalise(context_, Rows(on.x, 0, tokens), w.attn_norm, c.rms_eps, h));
-  const auto project = [&](const TensorView& a, const Model::Matrix& matrix, const TensorView& bias,
-                           const TensorView& out) {
-    MatMulArgs args;
-    args.a = a;
-    args.b = matrix.view;
-    args.b_packed = matrix.packed.get();
-    args.bias = bias;
-    args.out = out;
-    return MatMulInto(context_, args);
-  };
   // Normalises every head, in place, if the model does.
   const auto normalise_heads = [&](const TensorView& x, int64_t heads, const TensorView& norm) {
     if (!norm.present()) return absl::OkStatus();
@@ -492,13 +492,24 @@ absl::Status Session::RunAttention(size_t index, const Place& place, int64_t kee
   };
 
   const TensorView k = Rows(on.k, 0, tokens), v = Rows(on.v, 0, tokens), q = Rows(on.q, 0, keep);
-  TANDEM_RETURN_IF_ERROR(project(h, m.k, w.k_bias, k));
-  TANDEM_RETURN_IF_ERROR(project(h, m.v, w.v_bias, v));
-  TANDEM_RETURN_IF_ERROR(normalise_heads(k, c.kv_heads, w.k_norm));
   const int64_t first = tokens - keep;
+  GroupedMatMulArgs projections;
+  projections.a = h;
+  projections.num_products = 3;
+  projections.products = {
+      {Project(m.k, w.k_bias, k), Project(m.v, w.v_bias, v), Project(m.q, w.q_bias, q), {}}};
+  if (tokens <= kGroupedRows && keep == tokens) {
+    TANDEM_RETURN_IF_ERROR(GroupedMatMulInto(context_, projections));
+  } else {
+    for (int i = 0; i < (keep > 0 ? 3 : 2); ++i) {
+      MatMulArgs product = projections.ProductArgs(i);
+      if (i == 2) product.a = Slice(h, 0, first, keep);
+      TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
+    }
+  }
+  TANDEM_RETURN_IF_ERROR(normalise_heads(k, c.kv_heads, w.k_norm));
   KvAppendArgs append;
   if (keep > 0) {
-    TANDEM_RETURN_IF_ERROR(project(Slice(h, 0, first, keep), m.q, w.q_bias, q));
     TANDEM_RETURN_IF_ERROR(normalise_heads(q, c.heads, w.q_norm));
     append.q = Heads(q, c.heads);
     append.q_out = append.q;
@@ -550,21 +561,23 @@ absl::Status Session::RunFeedForward(size_t index, int64_t first, int64_t count)
         Normalise(context_, x, model_->weights().layers[index].ffn_norm, c.rms_eps, h));
 
     const TensorView gate = Rows(on.gate, 0, rows), up = Rows(on.up, 0, rows);
-    MatMulArgs product;
-    product.a = h;
-    product.b = m.gate.view;
-    product.b_packed = m.gate.packed.get();
-    product.out = gate;
-    TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
-    product.b = m.up.view;
-    product.b_packed = m.up.packed.get();
-    product.out = up;
-    TANDEM_RETURN_IF_ERROR(MatMulInto(context_, product));
-    SiluMulArgs activation;
-    activation.gate = gate;
-    activation.up = up;
-    activation.out = gate;
-    TANDEM_RETURN_IF_ERROR(SiluMulInto(context_, activation));
+    GroupedMatMulArgs projections;
+    projections.a = h;
+    projections.num_products = 2;
+    projections.products = {{Project(m.gate, {}, gate), Project(m.up, {}, up), {}, {}}};
+    if (rows <= kGroupedRows) {
+      projections.epilogue = GroupEpilogue::kSiluMultiply;
+      projections.products[1].out = {};
+      TANDEM_RETURN_IF_ERROR(GroupedMatMulInto(context_, projections));
+    } else {
+      TANDEM_RETURN_IF_ERROR(MatMulInto(context_, projections.ProductArgs(0)));
+      TANDEM_RETURN_IF_ERROR(MatMulInto(context_, projections.ProductArgs(1)));
+      SiluMulArgs activation;
+      activation.gate = gate;
+      activation.up = up;
+      activation.out = gate;
+      TANDEM_RETURN_IF_ERROR(SiluMulInto(context_, activation));
+    }
 
     MatMulArgs down;
     down.a = gate;

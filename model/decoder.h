@@ -11,8 +11,9 @@
 //     h  = rms_norm(x)
 //     x += Wdown (silu(Wgate h) * Wup h)
 //   logits = Woutput rms_norm(x)
-// "x +=" happens in the product's epilogue, where the sum costs one read of x; rms_norm's own
-// residual would write and read the product once more.
+// q, k and v of a few tokens (generation) are one op, grouped_matmul, and so is what is in the last
+// parentheses. "x +=" happens in the product's epilogue, where the sum costs one read of x;
+// rms_norm's own residual would write and read the product once more.
 //
 // A Model holds what does not change: the mapped weights, and their packed copies. A
 // Session holds one sequence: its key/value caches and activation buffers, all allocated when it is
@@ -33,6 +34,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/kv_cache.h"
+#include "core/ops/grouped_matmul.h"
 #include "core/ops/matmul.h"
 #include "core/tensor.h"
 #include "dispatch/context.h"
@@ -188,6 +190,8 @@ class Session {
   absl::Status RunAttention(size_t index, const Place& place, int64_t keep);
   // Of `count` tokens from the chunk's `first` on.
   absl::Status RunFeedForward(size_t index, int64_t first, int64_t count);
+  static GroupedMatMulArgs::Product Project(const Model::Matrix& matrix, const TensorView& bias,
+                                            const TensorView& out);
 
   Context& context_;
   std::shared_ptr<const Model> model_;

@@ -33,11 +33,11 @@ struct Decoder {
 };
 
 Decoder Open(const std::string& device, const std::string& path, DType kv_dtype = DType::kF16,
-             bool trace = false, int64_t capacity = 100) {
+             bool trace = false, int64_t capacity = 100, bool round = false) {
   ContextOptions options;
   options.threads = 1;
   options.kernel_profile = "off";
-  options.quantize_activations = false;  // CUDA kernels do not round them either
+  options.quantize_activations = round;  // by default neither device rounds them
   options.trace = trace;
   EXPECT_TRUE(options.SetDevice(device).ok());
   Decoder decoder;
@@ -152,6 +152,37 @@ TEST(CudaGraphSteps, WaitOnceAndAllocateNothing) {
   EXPECT_EQ(decoder.runtime().calls() - all, 20) << "and nothing else";
   EXPECT_EQ(steps->captures(), 1);
   EXPECT_EQ(decoder.session->position(), 13);
+}
+
+// Per layer: norm, Q K V, append, attention, output product, norm, gate and up, down product. And
+// embedding; norm, LM head, choice, its logit.
+TEST(CudaGraphSteps, LaunchEightKernelsALayer) {
+  const std::filesystem::path folder =
+      std::filesystem::path(testing::TempDir()) / "tandem_cuda_launches_test";
+  std::filesystem::create_directories(folder);
+  RandomModel random;
+  random.layers = 3;
+  random.feed_forward = 256;
+  const std::vector<std::byte> bytes = random.Bytes();
+  const auto file = GgufFile::FromMemory(bytes, "random");
+  ASSERT_TRUE(file.ok()) << file.status();
+  auto converter = Context::Create({});
+  ASSERT_TRUE(converter.ok());
+  for (const DType weights : {DType::kF16, DType::kQ8_0, DType::kQ4_K}) {
+    SCOPED_TRACE(std::string(Name(weights)));
+    const std::string path = (folder / std::string(Name(weights))).string();
+    QuantizeOptions quantize;
+    quantize.type = weights;
+    ASSERT_TRUE(QuantizeGguf(**converter, **file, path, quantize).ok());
+    Decoder decoder = Open("cuda:emulated", path, DType::kF16, false, 100, /*round=*/true);
+    auto steps = DecodeSteps::Create(*decoder.session, Warm(), false);
+    ASSERT_TRUE(steps.ok()) << steps.status();
+    ASSERT_TRUE(steps->Next(7, 0).ok());
+    const int64_t before = decoder.runtime().calls("Launch");
+    ASSERT_TRUE(steps->Next(9, 1).ok());
+    EXPECT_EQ(decoder.runtime().calls("Launch") - before, 8 * 3 + 5);
+  }
+  std::filesystem::remove_all(folder);
 }
 
 // A prompt in between makes the context's workspace grow: the graph goes on with its own.

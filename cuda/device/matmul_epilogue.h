@@ -7,9 +7,9 @@
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 
-// One element, from its sum of products; Params as MatMulParams.
+// The value of one element, from its sum of products; Params as MatMulParams.
 template <typename Params>
-__device__ inline void FinishProduct(const Params& p, int64_t z, int64_t m, int64_t n, float sum) {
+__device__ inline float EndProduct(const Params& p, int64_t z, int64_t m, int64_t n, float sum) {
   float x = p.alpha * sum;
   if (p.bias.present()) x += LoadFloatElement(p.bias, n * p.bias.strides[0]);
   x = Activate(p.activation, x);
@@ -17,7 +17,13 @@ __device__ inline void FinishProduct(const Params& p, int64_t z, int64_t m, int6
     x += p.beta * LoadFloatElement(p.addend, z * p.addend.strides[0] + m * p.addend.strides[1] +
                                                  n * p.addend.strides[2]);
   }
-  StoreElement(p.out, z * p.out.strides[0] + m * p.out.strides[1] + n * p.out.strides[2], x);
+  return x;
+}
+
+template <typename Params>
+__device__ inline void FinishProduct(const Params& p, int64_t z, int64_t m, int64_t n, float sum) {
+  StoreElement(p.out, z * p.out.strides[0] + m * p.out.strides[1] + n * p.out.strides[2],
+               EndProduct(p, z, m, n, sum));
 }
 
 }  // namespace tandem::cuda::TANDEM_CUDA_TARGET

@@ -31,7 +31,7 @@ absl::Status RunGemvVector(const KernelContext& context, const MatMulArgs& args)
   CudaStream& stream = CudaStream::Of(context);
   const MatMulParams params = ToMatMulParams(args);
   if (params.m == 0) return absl::OkStatus();
-  const int rows = params.m <= 1 ? 1 : params.m <= 2 ? 2 : params.m <= 4 ? 4 : 8;
+  const int rows = GemvVectorRows(params.m);
   const int64_t per_block = int64_t{kGemvVectorWarps} * GemvVectorTogether(rows);
   LaunchConfig config;
   config.grid.x = std::min<int64_t>((params.n + per_block - 1) / per_block,

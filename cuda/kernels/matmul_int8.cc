@@ -31,28 +31,6 @@ absl::Status Supports(const MatMulArgs& args) {
   return absl::OkStatus();
 }
 
-Int8MatMulParams ToInt8Params(const MatMulArgs& args) {
-  Int8MatMulParams params = {};
-  static_cast<MatMulParams&>(params) = ToMatMulParams(args);
-  const DType dtype = args.b.dtype;
-  const auto bytes = [&](int64_t elements) {
-    return elements / BlockLength(dtype) * BlockBytes(dtype);
-  };
-  params.blocks = params.k / kInt8Block;
-  params.row_bytes = bytes(params.b.strides[1]);
-  params.batch_bytes = bytes(params.b.strides[0]);
-  params.used_bytes = bytes(params.k);
-  return params;
-}
-
-int64_t DotSharedBytes(const MatMulArgs& args) {
-  return DispatchBlock(args.b.dtype, [&]<typename Block>() {
-    SharedBytes shared;
-    CarveInt8Dot<Block>(shared, static_cast<int>(args.m()), args.k() / kInt8Block);
-    return shared.total();
-  });
-}
-
 // How int8_mma cuts a product.
 struct MmaShape {
   int groups;          // of 8 rows of a, per block of threads
@@ -106,6 +84,28 @@ absl::Status Quantize(CudaStream& stream, const Int8MmaParams& params, const Mma
 
 }  // namespace
 
+Int8MatMulParams ToInt8Params(const MatMulArgs& args) {
+  Int8MatMulParams params = {};
+  static_cast<MatMulParams&>(params) = ToMatMulParams(args);
+  const DType dtype = args.b.dtype;
+  const auto bytes = [&](int64_t elements) {
+    return elements / BlockLength(dtype) * BlockBytes(dtype);
+  };
+  params.blocks = params.k / kInt8Block;
+  params.row_bytes = bytes(params.b.strides[1]);
+  params.batch_bytes = bytes(params.b.strides[0]);
+  params.used_bytes = bytes(params.k);
+  return params;
+}
+
+int64_t Int8DotSharedBytes(DType weights, int64_t rows, int64_t k) {
+  return DispatchBlock(weights, [&]<typename Block>() {
+    SharedBytes shared;
+    CarveInt8Dot<Block>(shared, static_cast<int>(rows), k / kInt8Block);
+    return shared.total();
+  });
+}
+
 bool Int8Applies(const MatMulArgs& args) {
   return args.b.present() && IsBlockQuantized(args.b.dtype) && !args.float_activations;
 }
@@ -117,7 +117,7 @@ bool Int8DotApplies(const MatMulArgs& args) {
 absl::Status Int8DotSupports(const KernelContext& context, const MatMulArgs& args) {
   TANDEM_RETURN_IF_ERROR(Supports(args));
   if (args.m() > kInt8DotMaxRows) return Unimplemented("at most ", kInt8DotMaxRows, " rows");
-  return CheckSharedBytes(context, DotSharedBytes(args));
+  return CheckSharedBytes(context, Int8DotSharedBytes(args.b.dtype, args.m(), args.k()));
 }
 
 absl::Status RunInt8Dot(const KernelContext& context, const MatMulArgs& args) {
@@ -130,7 +130,7 @@ absl::Status RunInt8Dot(const KernelContext& context, const MatMulArgs& args) {
                                     int64_t{4} * stream.info().multiprocessors);
   config.grid.y = std::min(params.batch, kMaxGridY);
   config.block.x = kInt8DotWarps * 32;
-  config.shared_bytes = DotSharedBytes(args);
+  config.shared_bytes = Int8DotSharedBytes(args.b.dtype, args.m(), args.k());
   return stream.Launch(Int8DotFunction(stream, args.b.dtype, static_cast<int>(params.m)), config,
                        params);
 }

@@ -7,6 +7,7 @@
 #include "cuda/kernel_function.h"
 #include "cuda/kernels/divisor.h"
 #include "cuda/kernels/matmul.h"
+#include "cuda/kernels/matmul_group.h"
 #include "cuda/kernels/shared_bytes.h"
 
 namespace tandem::cuda {
@@ -75,6 +76,9 @@ TANDEM_HOST_DEVICE Int8DotShared CarveInt8Dot(Carver& shared, int rows, int64_t 
 static_assert(kInt8PieceStride<BlockQ8_0> == 1104 && kInt8PieceStride<BlockQ6_K> == 864);
 // rows: 1 or 2
 TANDEM_KERNEL_FUNCTION(Int8DotFunction, DType weights, int rows)
+// GroupParams<Int8MatMulParams>; every product with weights of that format. With a gate, rows of
+// both matrices as far apart.
+TANDEM_KERNEL_FUNCTION(GroupedInt8DotFunction, DType weights, int rows)
 
 // --- int8_mma: any number of rows
 

@@ -5,6 +5,7 @@
 #include "core/kernel.h"
 #include "core/ops/matmul.h"
 #include "cuda/kernels/matmul.h"
+#include "cuda/kernels/matmul_int8.h"
 
 namespace tandem::cuda {
 
@@ -21,6 +22,8 @@ absl::Status RunGemvVector(const KernelContext& context, const MatMulArgs& args)
 bool Int8Applies(const MatMulArgs& args);
 bool Int8DotApplies(const MatMulArgs& args);
 absl::Status Int8DotSupports(const KernelContext& context, const MatMulArgs& args);
+Int8MatMulParams ToInt8Params(const MatMulArgs& args);
+int64_t Int8DotSharedBytes(DType weights, int64_t rows, int64_t k);
 absl::Status RunInt8Dot(const KernelContext& context, const MatMulArgs& args);
 absl::Status Int8MmaSupports(const KernelContext& context, const MatMulArgs& args);
 int64_t Int8MmaWorkspaceBytes(const KernelContext& context, const MatMulArgs& args);
