@@ -151,7 +151,7 @@ TEST(DemoModel, InSmallChunks) {
 // Each op in turn on its reference kernel, the others as chosen.
 TEST(DemoModel, WithReferenceKernels) {
   for (const char* op : {"attention", "matmul", "rms_norm", "rope", "silu_mul", "embedding",
-                         "kv_append", "argmax"}) {
+                         "kv_append", "argmax", "grouped_matmul"}) {
     Path path;
     path.name = absl::StrCat(op, "=reference");
     path.context.force_kernel[op] = "reference";

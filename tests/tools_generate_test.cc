@@ -49,7 +49,8 @@ TEST(CliGenerate, JsonExplainSaysWhatRanWhereAndWhy) {
     EXPECT_FALSE(row["kernel"].get<std::string>().empty());
     EXPECT_EQ(row["reason"], "the CPU is the only device present");
   }
-  for (const char* op : {"embedding", "rms_norm", "matmul", "kv_append", "attention", "silu_mul"}) {
+  for (const char* op :
+       {"embedding", "rms_norm", "matmul", "grouped_matmul", "kv_append", "attention"}) {
     EXPECT_TRUE(ops.count(op)) << op;
   }
 }
