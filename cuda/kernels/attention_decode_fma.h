@@ -104,6 +104,7 @@ __device__ inline void AttendFloats(const DecodeParams& p, const DecodeBlock& bl
         sum += weight;
       }
       sum = WarpSum(sum);
+      SyncWarp();  // every lane has read shared.max: shuffles order no memory
       if (LaneId() == 0) {
         rescale[c] = DecodeWeight(before, max, factor);
         shared.max[c] = max;

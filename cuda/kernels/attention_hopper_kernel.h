@@ -256,7 +256,10 @@ struct Consumer {
         bool masked = false;
         // Of the tile n, after its scores are there.
         const auto soften = [&](int n) {
-          if (p.paged) missing = shared.missing[SlotOf(step)];
+          if (p.paged) {
+            missing = shared.missing[SlotOf(step)];
+            SyncWarp();  // one lane of the warp gives the slot back
+          }
           masked = n < place.whole_begin || n >= place.whole_end || missing != 0;
           Release(rings.k_empty(SlotOf(step)));
           if constexpr (kVariants) Scores::ApplyVariants(p, s, rows, place.head, n * kKeys);
