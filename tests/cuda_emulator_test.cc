@@ -10,6 +10,7 @@
 #include "cuda/device/sync.h"
 #include "cuda/device/warp.h"
 #include "cuda/emulator/launch.h"
+#include "tests/sanitizers.h"
 
 namespace tandem::cuda::emulated {
 namespace {
@@ -238,6 +239,67 @@ TEST(EmulatorCatches, ALoopThatNeverEnds) {
                                                   LaunchConfig(), &params, options);
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr("hanging"), HasSubstr("kernel spins")));
+}
+
+__global__ void SpinsWithoutWaiting(const Params p) {
+  SyncThreads();
+  const volatile float* in = p.in;
+  if (blockIdx.x == 1 && threadIdx.x == 3) {
+    while (in[0] != 2.0f) {
+    }
+  }
+  SyncThreads();
+  if (threadIdx.x == 0) p.out[blockIdx.x] = 1.0f;
+}
+
+TEST(EmulatorCatches, ALoopThatWaitsWithoutYielding) {
+  std::vector<float> in(1), out(3);
+  const Params params = {out.data(), in.data(), 0};
+  LaunchConfig config;
+  config.grid.x = 3;
+  config.block.x = 64;
+  EmulatorOptions options;
+  options.stuck_seconds = 0.05;
+  const KernelFunction spins = MakeKernelFunction<&SpinsWithoutWaiting>("spins");
+  if (kThreadSanitized) {  // whose runtime cannot be left in the middle
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    EXPECT_EXIT((void)emulator::RunKernel(spins, config, &params, options),
+                testing::ExitedWithCode(EXIT_FAILURE),
+                "kernel spins .emulated., block .1, 0, 0.: stuck: thread .3, 0, 0.");
+    return;
+  }
+  for (int run = 0; run < 3; ++run) {  // what is left behind does not disturb the next launch
+    const absl::Status status = emulator::RunKernel(spins, config, &params, options);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(
+        std::string(status.message()),
+        AllOf(HasSubstr("kernel spins"), HasSubstr("block [1, 0, 0]: stuck: thread [3, 0, 0]"),
+              HasSubstr("cuda_emulator_test.cc:")));
+  }
+  in[0] = 2.0f;
+  EXPECT_TRUE(emulator::RunKernel(spins, config, &params, options).ok());
+}
+
+// Long work that waits now and then is none: the time starts anew with every wait.
+__global__ void WorksLongBetweenBarriers(const Params p) {
+  for (int i = 0; i < 20; ++i) {
+    volatile float sum = 0.0f;
+    for (int j = 0; j < 200'000; ++j) sum = sum + p.in[0];
+    SyncThreads();
+  }
+  p.out[threadIdx.x] = 1.0f;
+}
+
+TEST(Emulator, LongWorkThatWaitsIsNotStuck) {
+  std::vector<float> in(1), out(32);
+  const Params params = {out.data(), in.data(), 0};
+  LaunchConfig config;
+  config.block.x = 32;
+  EmulatorOptions options;
+  options.stuck_seconds = 0.05;
+  const absl::Status status = emulator::RunKernel(
+      MakeKernelFunction<&WorksLongBetweenBarriers>("works"), config, &params, options);
+  EXPECT_TRUE(status.ok()) << status;
 }
 
 TEST(Emulator, SchedulesAreParsed) {

@@ -19,8 +19,8 @@ inline void NamedBarrierSync(int id, int threads, Site site = Site::Here()) {
 inline void NamedBarrierArrive(int id, int threads, Site site = Site::Here()) {
   emulator::ArriveBarrier(id, threads, site);
 }
-inline void FenceBlock() {}
-inline void FenceDevice() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void FenceBlock() { emulator::Fence(false); }
+inline void FenceDevice() { emulator::Fence(true); }
 
 #else
 

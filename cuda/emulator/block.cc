@@ -93,7 +93,10 @@ void Block::ThreadMain(void* block) {
   auto* self = static_cast<Block*>(block);
   Acquire(&self->start_order_);
   try {
-    self->launch_.function->emulated(self->launch_.params);
+    {
+      const KernelCode::Scope running(true);
+      self->launch_.function->emulated(self->launch_.params);
+    }
     const InsideEmulator inside;
     self->CheckExit();
   } catch (const ThreadStopped&) {  // by Report
@@ -140,7 +143,9 @@ bool Block::Run() {
       lane.fiber->Start(&Block::ThreadMain, this);
     }
     current_thread = &lane.thread;
+    ++resumed_;
     lane.fiber->Resume();
+    if (stuck_) Stop(DescribeStuck());
   }
   if (!stopped_) {
     std::string error = async_.CheckEnd();
@@ -313,6 +318,16 @@ void* Block::SharedPiece(int64_t offset, int64_t bytes, int index, int64_t align
   return piece;
 }
 
+// In the order of the emulation, fences order what is before them and what is after them. So does
+// a GPU only where an atomic or a flag tells one thread of the other's fence: a missing one is not
+// found.
+void Block::Fence(bool device) {
+  char* order = device ? &launch_.fence_order : &fence_order_;
+  Acquire(order);
+  Release(order);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // blocks run on several host threads
+}
+
 void Block::Yield(Site site) {
   if (++yields_ > launch_.options.max_yields) {
     Report(absl::StrCat("hanging: thread ", running_, " still waits at ", ToString(site)));
@@ -322,6 +337,30 @@ void Block::Yield(Site site) {
   if (yields_ % kPolls == 0) async_.CompleteOne();
   MakeReady(running_);
   Suspend("a value in memory", -1, site);
+}
+
+void Block::OnTimer() {
+  if (stopped_) return;  // the thread is on its way out
+  if (resumed_at_timer_ != resumed_) {
+    resumed_at_timer_ = resumed_;
+    return;
+  }
+  KernelCode::Leave();
+  if (kDetectsRaces) {
+    const Index3& thread = running().thread.thread_index;
+    EndStuckProcess(launch_.function->name, {index_.x, index_.y, index_.z},
+                    {thread.x, thread.y, thread.z});
+  }
+  stuck_ = true;
+  running().fiber->Suspend(/*last=*/false);
+}
+
+std::string Block::DescribeStuck() const {
+  const Lane& lane = lanes_[static_cast<size_t>(running_)];
+  return absl::StrCat("stuck: thread ", ToString(lane.thread.thread_index), " has run for ",
+                      launch_.options.stuck_seconds,
+                      " s of CPU time without a barrier, a wait or a Yield since ",
+                      lane.site.line == 0 ? std::string("its start") : ToString(lane.site));
 }
 
 std::string Block::Describe(const Lane& lane) const {

@@ -30,8 +30,9 @@ struct Launch {
   std::atomic<int64_t> next_block{0};
   std::atomic<bool> stopped{false};
   std::mutex mutex;
-  std::string report;  // of the first error, guarded by mutex
-  char end_order = 0;  // what happened in its threads
+  std::string report;    // of the first error, guarded by mutex
+  char end_order = 0;    // what happened in its threads
+  char fence_order = 0;  // before its device-wide fences
 
   int64_t num_blocks() const { return config.grid.x * config.grid.y * config.grid.z; }
 };
@@ -60,6 +61,7 @@ class Block {
   void SyncWarp(uint32_t mask, Site site);
   void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site);
   void Yield(Site site);
+  void Fence(bool device);
   [[noreturn]] void Report(const std::string& what);
 
   // Of its units, for the running thread.
@@ -77,6 +79,8 @@ class Block {
   // Ends the launch with an error that is not the running thread's.
   void Fail(const std::string& what) { Stop(what); }
   EmulatorStatistics& statistics() { return statistics_; }
+  // Of the watchdog, in its signal handler, while the running thread is in kernel code.
+  void OnTimer();
 
  private:
   enum class State : uint8_t { kReady, kWaiting, kDone };
@@ -122,6 +126,7 @@ class Block {
   void CheckExit();
   void ReportDeadlock();
   std::string Describe(const Lane& lane) const;
+  std::string DescribeStuck() const;
   void Stop(const std::string& what);
 
   Launch& launch_;
@@ -136,10 +141,14 @@ class Block {
   Warpgroups warpgroups_;
   EmulatorStatistics statistics_;
   char start_order_ = 0;  // what happened before the block
+  char fence_order_ = 0;  // before its fences
   int64_t yields_ = 0;
   int running_ = -1;
   int done_ = 0;
   bool stopped_ = false;
+  int64_t resumed_ = 0;            // how often a thread went on
+  int64_t resumed_at_timer_ = -1;  // when the watchdog last looked
+  bool stuck_ = false;             // the running thread, which the watchdog has left
   std::mt19937_64 random_;
 };
 

@@ -61,6 +61,10 @@ void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, S
   const InsideEmulator inside;
   return Block::Current().SharedPiece(offset, bytes, index, alignment, site);
 }
+void Fence(bool device) {
+  const InsideEmulator inside;
+  Block::Current().Fence(device);
+}
 void Yield(Site site) {
   const InsideEmulator inside;
   Block::Current().Yield(site);

@@ -1,6 +1,7 @@
 #include "cuda/emulator/launch.h"
 
 #include <algorithm>
+#include <memory>
 #include <new>
 #include <string>
 #include <thread>
@@ -11,6 +12,7 @@
 #include "core/status.h"
 #include "cuda/emulator/block.h"
 #include "cuda/emulator/races.h"
+#include "cuda/emulator/watchdog.h"
 
 namespace tandem::cuda::emulator {
 namespace {
@@ -25,18 +27,26 @@ std::string Describe(const EmulatorOptions& options) {
   return text;
 }
 
+// What a host thread keeps from launch to launch: each stack costs system calls, with
+// ThreadSanitizer most of the time of a small launch.
+thread_local std::unique_ptr<BlockPool> kept_pool;
+
 void RunBlocks(Launch& launch) {
   const InsideEmulator inside;
-  BlockPool pool;
+  const Watchdog watchdog(launch.options.stuck_seconds);
+  std::unique_ptr<BlockPool> pool = std::move(kept_pool);
   try {
+    if (pool == nullptr) pool = std::make_unique<BlockPool>();
     for (int64_t i = launch.next_block++; i < launch.num_blocks(); i = launch.next_block++) {
-      if (launch.stopped.load() || !Block(launch, pool, i).Run()) break;
+      if (launch.stopped.load() || !Block(launch, *pool, i).Run()) break;
     }
   } catch (const std::bad_alloc&) {
     const std::lock_guard<std::mutex> lock(launch.mutex);
     if (launch.report.empty()) launch.report = "out of host memory for the stacks of a block";
     launch.stopped.store(true);
   }
+  // After an error stacks are left in the middle of a kernel.
+  if (!launch.stopped.load()) kept_pool = std::move(pool);
 }
 
 }  // namespace

@@ -39,6 +39,9 @@ struct EmulatorOptions {
   // Threads of a block may ask this often in vain whether to go on before the launch is stopped as
   // hanging.
   int64_t max_yields = 50'000'000;
+  // Of CPU time that a thread may run without a barrier, a wait or a Yield before the launch is
+  // stopped (watchdog.h); 0: for ever.
+  double stuck_seconds = 20.0;
   EmulatorStatistics* statistics = nullptr;  // added to, if not nullptr
 
   // "fifo", "lifo", "reverse" or "random:SEED", and then, if asynchronous work is not to be lazy,

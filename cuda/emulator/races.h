@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <optional>
 
+#include "cuda/emulator/watchdog.h"
+
 #if TANDEM_TSAN
 #include <sanitizer/tsan_interface.h>
 extern "C" {
@@ -41,6 +43,9 @@ class InsideEmulator {
   }
   InsideEmulator(const InsideEmulator&) = delete;
   InsideEmulator& operator=(const InsideEmulator&) = delete;
+
+ private:
+  const KernelCode::Scope left_{false};
 };
 
 // Accesses in the name of the CUDA thread or proxy that is running. Inside the emulator only.
@@ -94,9 +99,7 @@ inline void NoteWrite(const void*, size_t) {}
 inline constexpr bool kDetectsRaces = false;
 
 class InsideEmulator {
- public:
-  InsideEmulator() {}  // not = default: an unused variable otherwise
-  ~InsideEmulator() {}
+  const KernelCode::Scope left_{false};
 };
 
 class ProxyThread {

@@ -60,6 +60,9 @@ void SyncWarp(uint32_t mask, Site site);
 // for every thread. Pieces lie apart from each other, with guards between them.
 void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site);
 
+// What this thread did before is before what others do after a fence of theirs that comes later.
+void Fence(bool device);
+
 // Lets other threads of the block run: in every loop that waits for memory to change.
 void Yield(Site site);
 
