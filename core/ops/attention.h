@@ -47,14 +47,14 @@
 // (core/ops/merge_attention.h), are attention over the whole, if one of the calls alone has the
 // sinks. core/ops/split_attention.h makes the calls.
 //
-// Batch invariance. With batch_invariant a sequence's rows of out and lse are the same bits whatever
-// else is in the batch: alone or among others, wherever it stands, however long they are, and
-// however much room the cache has behind its keys. Fixed are what the sequence itself has (queries,
-// keys, its lengths, its part of bias and mask), the extents of one sequence (heads, head
+// Batch invariance. With batch_invariant a sequence's rows of out and lse are the same bits
+// whatever else is in the batch: alone or among others, wherever it stands, however long they are,
+// and however much room the cache has behind its keys. Fixed are what the sequence itself has
+// (queries, keys, its lengths, its part of bias and mask), the extents of one sequence (heads, head
 // dimensions, Sq unless packed, Snew, page size), types, variants, and the kernel. A kernel whose
 // cut of the work does not allow it declines, and so does one whose bounds on a packed call depend
 // on what else is packed; the measured choice of kernels is left aside, so the order of the list
-// decides. Keys are then cut by their number alone: a long sequence alone takes longer than without.
+// decides. Keys are then cut by their number alone: a long sequence alone takes longer.
 //
 // Edge cases. Sq = 0 (or B or Hq = 0): nothing is written. A query that sees no key (also S = 0):
 // out = 0, lse = -inf (with sinks: lse = sinks[h]). A NaN in q, or in a visible k or v, makes the

@@ -20,7 +20,7 @@
 // and silu_multiply writes neither gate nor up. Both are f32 until out is rounded: the bits are
 // those of two products with f32 outputs and silu_mul, by the same kernels' loops.
 //
-// No out may overlap anything else of the call.
+// No out may overlap anything else of the call. If a device fails, some outs may be written.
 #pragma once
 
 #include <array>
