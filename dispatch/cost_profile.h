@@ -2,9 +2,9 @@
 // bandwidth, copies between its devices, and tables of call times. dispatch/cost_calibration.h
 // measures it, dispatch/cost_model.h predicts from it.
 //
-// A profile belongs to the machine that it was measured on: CPU, instruction set, threads, GPU,
-// driver and library version (Context::machine_key). One of another machine, of another schema
-// version or that is damaged is ignored, and says why.
+// A profile belongs to the machine that it was measured on: CPU, instruction set, threads, GPU and
+// library version (Context::machine_key; not the driver's). One of another machine, of another
+// schema version or that is damaged is ignored, and says why.
 //
 //   place         $XDG_CACHE_HOME/tandem/costs-<hash of machine>.json (~/.cache without it)
 //   file, JSON    {"format": "tandem cost profile 1", "machine": "...",
