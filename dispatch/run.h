@@ -128,7 +128,7 @@ absl::Status RunOp(Context& context, const Args& args) {
   if (!context.trace().enabled()) {
     if (!context.Learns(plan.decision)) return run();
     const int64_t begin = context.trace().Now();
-    const absl::Status status = run();
+    absl::Status status = run();
     if (!status.ok()) return status;
     if (elsewhere || plan.decision.device == DeviceKind::kCpu) {
       context.Finished(plan.decision, static_cast<double>(context.trace().Now() - begin) * 1e-9);
