@@ -236,9 +236,9 @@ double Machine::TotalSeconds(const OpFacts& facts, DeviceKind device) const {
 }
 
 double Machine::Elapse(double seconds) {
-  std::normal_distribution<double> noise(0.0, noise_);
+  std::normal_distribution<double> normal;  // scaled here: its own deviation must not be 0
   std::uniform_real_distribution<double> uniform(0.0, 1.0);
-  double taken = seconds * std::exp(noise(random_));
+  double taken = seconds * std::exp(noise_ * normal(random_));
   if (noise_ > 0.0 && uniform(random_) < kOddRuns) taken *= 1.0 + 4.0 * uniform(random_);
   now_ += taken;
   return taken;
