@@ -6,6 +6,8 @@
 //            4 * Hq * keys * D, all done in f32.
 //            hot: one cache, read again and again; cold: caches in rotation, together beyond the
 //            last-level cache.
+//   DecodeInt8  the same over an i8 cache, in turns with an f16 cache: of_f16 is the median of its
+//            times over that of f16's, both by the clock.
 //   Prefill  q_len = kv_len, causal, everything in one dtype. GFLOP_s counts the visible half.
 //   of_fma: over the FMA rate.
 //            of_sgemm: over oneDNN's f32 product of 512 x 2048 x 2048.
@@ -19,11 +21,13 @@
 #include <time.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <random>
 #include <vector>
 
+#include "bench/median.h"
 #include "core/buffer.h"
 #include "core/ops/attention.h"
 #include "cpu/backend.h"
@@ -59,6 +63,11 @@ class Problem {
       args.out = out;
       args.k = Make(dtype, {1, shape.kv_heads, keys, shape.head_dim});
       args.v = Make(dtype, {1, shape.kv_heads, keys, shape.head_dim});
+      if (dtype == DType::kI8) {
+        const auto scale = [](int64_t at) { return 0.01f + 0.0001f * static_cast<float>(at % 64); };
+        args.k_scale = Fill<float>(DType::kF32, {1, shape.kv_heads, keys}, scale);
+        args.v_scale = Fill<float>(DType::kF32, {1, shape.kv_heads, keys}, scale);
+      }
       calls_.push_back(args);
     }
   }
@@ -67,6 +76,9 @@ class Problem {
 
   // Random numbers.
   TensorView Make(DType dtype, const Shape& shape) {
+    if (dtype == DType::kI8) {
+      return Fill<int8_t>(dtype, shape, [](int64_t i) { return i * 37 % 251 - 125; });
+    }
     const int64_t count = NumElements(shape).value();
     buffers_.push_back(allocator_->Allocate(ByteOffset(dtype, count)).value());
     std::mt19937 random(static_cast<uint32_t>(buffers_.size()));
@@ -174,6 +186,41 @@ void Decode(benchmark::State& state, const HeadShape& shape, DType dtype, int64_
   state.counters["of_read"] =
       Counter(static_cast<double>(bytes) * 1e-9 / bandwidth, Counter::kIsIterationInvariantRate);
   state.counters["of_limit"] = Counter(least, Counter::kIsIterationInvariantRate);
+}
+
+void DecodeInt8(benchmark::State& state, const HeadShape& shape, int64_t keys, bool cold,
+                int threads) {
+  const int64_t f16_bytes = 4 * shape.kv_heads * keys * shape.head_dim;
+  constexpr int64_t kColdBytes = int64_t{384} << 20;
+  const int copies = cold ? static_cast<int>(std::max<int64_t>(1, kColdBytes / f16_bytes)) : 1;
+  const Problem f16(shape, DType::kF32, DType::kF16, 1, keys, copies);
+  const Problem i8(shape, DType::kF32, DType::kI8, 1, keys, 2 * copies);
+  Runner run_f16(threads, f16.calls()[0]), run_i8(threads, i8.calls()[0]);
+  const auto seconds = [&](Runner& runner, const Problem& problem, size_t first, size_t calls) {
+    const auto start = std::chrono::steady_clock::now();
+    for (size_t i = 0; i < calls; ++i) {
+      if (!runner.Run(problem.calls()[(first + i) % problem.calls().size()])) {
+        state.SkipWithError("run failed");
+      }
+    }
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    return taken.count() / static_cast<double>(calls);
+  };
+  // Turns long enough that the caches forget the other's data.
+  const size_t calls = static_cast<size_t>(std::max<int64_t>(1, (int64_t{64} << 20) / f16_bytes));
+  std::vector<double> f16_times, i8_times;
+  size_t next = 0;
+  for (auto _ : state) {
+    f16_times.push_back(seconds(run_f16, f16, next, calls));
+    i8_times.push_back(seconds(run_i8, i8, next, calls));
+    next += calls;
+    state.SetIterationTime(i8_times.back());
+  }
+  state.SetLabel(run_i8.name());
+  const double i8_time = Median(i8_times), f16_time = Median(f16_times);
+  state.counters["GB_s"] = 0.5e-9 * static_cast<double>(f16_bytes) / i8_time;
+  state.counters["f16_GB_s"] = 1e-9 * static_cast<double>(f16_bytes) / f16_time;
+  state.counters["of_f16"] = i8_time / f16_time;
 }
 
 // oneDNN's f32 matrix product at the given thread count: each thread multiplies its own.
@@ -320,6 +367,16 @@ void RegisterAll() {
                [=, &variant](benchmark::State& s) { PrefillVariant(s, variant, threads); });
     }
     for (const HeadShape& shape : kHeadShapes) {
+      for (bool cold : {false, true}) {
+        for (int64_t keys : {64, 1024, 16384, 65536}) {
+          benchmark::RegisterBenchmark(
+              ("DecodeInt8/" + std::string(shape.name) + (cold ? "/cold" : "/hot") +
+               "/keys:" + std::to_string(keys) + "/threads:" + std::to_string(threads))
+                  .c_str(),
+              [=, &shape](benchmark::State& s) { DecodeInt8(s, shape, keys, cold, threads); })
+              ->UseManualTime();
+        }
+      }
       for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
         const std::string suffix = "/" + std::string(shape.name) + "/" + std::string(Name(dtype));
         for (bool cold : {false, true}) {

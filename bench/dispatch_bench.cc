@@ -82,6 +82,28 @@ void Decide(benchmark::State& state) {
 }
 BENCHMARK(Decide)->ArgName("facts")->Arg(0)->Arg(1);
 
+// The same as a call asks its context for it: the facts of the call and of the moment (free memory,
+// the GPU's queue, its health), the decision, and what is learned from the call when it is done.
+void DecideOnContext(benchmark::State& state) {
+  ContextOptions options;
+  options.threads = 1;
+  options.cuda_emulated = true;  // only asked how much of its memory is in use
+  simulated::Machine machine(simulated::Machines()[0]);
+  options.cost_model = std::make_shared<const CostModel>(machine.Calibrate());
+  const std::unique_ptr<Context> context = Context::Create(options).value();
+  float memory[1];
+  MatMulArgs args;
+  args.a = MakeView(memory, DType::kF32, {7, 4096});
+  args.b = MakeView(memory, DType::kQ8_0, {4096, 4096});
+  args.out = MakeView(memory, DType::kF32, {7, 4096});
+  for (auto _ : state) {
+    const Decision decision = context->Decide(FactsOf(args));
+    context->Finished(decision, 1e-3);
+    benchmark::DoNotOptimize(decision);
+  }
+}
+BENCHMARK(DecideOnContext);
+
 absl::Status Empty(const KernelContext&, const AddArgs&) { return absl::OkStatus(); }
 
 void EmptyKernel(benchmark::State& state) {

@@ -8,39 +8,24 @@
 
 #include "bench/yardsticks.h"
 
+#include "cpu/fma_chains-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace tandem::bench::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr int64_t kFmaSteps = 30'000;  // of 10 chains: more than latency 4 times 2 units
-constexpr int64_t kSweeps = 30;        // over the memory
+constexpr int64_t kFmaSteps = 25'000;
+constexpr int64_t kSweeps = 30;  // over the memory
 
 constexpr int64_t Lanes() { return static_cast<int64_t>(hn::MaxLanes(hn::ScalableTag<float>())); }
-constexpr double kFmaWork = 2.0 * 10.0 * static_cast<double>(kFmaSteps * Lanes());
+constexpr double kFmaWork = 2.0 * 12.0 * static_cast<double>(kFmaSteps * Lanes());  // 12 chains
 constexpr double kMemoryWork = static_cast<double>(kSweeps * kYardstickBytes);
 
-HWY_NOINLINE void Fma(float* memory) {
-  const hn::ScalableTag<float> d;
-  const auto a = hn::Set(d, 0.5f), b = hn::Set(d, 1e-9f);
-  // Different starting values: of equal chains the compiler would compute one.
-  auto c0 = hn::Load(d, memory), c1 = hn::Add(c0, b), c2 = hn::Add(c1, b), c3 = hn::Add(c2, b),
-       c4 = hn::Add(c3, b), c5 = hn::Add(c4, b), c6 = hn::Add(c5, b), c7 = hn::Add(c6, b),
-       c8 = hn::Add(c7, b), c9 = hn::Add(c8, b);
-  for (int64_t i = 0; i < kFmaSteps; ++i) {
-    c0 = hn::MulAdd(c0, a, b);
-    c1 = hn::MulAdd(c1, a, b);
-    c2 = hn::MulAdd(c2, a, b);
-    c3 = hn::MulAdd(c3, a, b);
-    c4 = hn::MulAdd(c4, a, b);
-    c5 = hn::MulAdd(c5, a, b);
-    c6 = hn::MulAdd(c6, a, b);
-    c7 = hn::MulAdd(c7, a, b);
-    c8 = hn::MulAdd(c8, a, b);
-    c9 = hn::MulAdd(c9, a, b);
-  }
-  const auto x = hn::Add(hn::Add(hn::Add(c0, c1), hn::Add(c2, c3)), hn::Add(c4, c5));
-  hn::Store(hn::Add(x, hn::Add(hn::Add(c6, c7), hn::Add(c8, c9))), d, memory);
+void Fma(float* memory) {
+  float sink = 0.5f;
+  cpu::HWY_NAMESPACE::FmaChains(kFmaSteps, &sink);
+  *memory = sink;
 }
 
 HWY_NOINLINE void Read(float* memory) {

@@ -38,6 +38,8 @@ class Backend {
   // Page-locked host memory, which copies to and from this device read and write while the host
   // goes on. nullptr: any host memory will do.
   virtual Allocator* pinned_allocator() { return nullptr; }
+  // Gives memory that is kept for later allocations back to the device, waiting for work on it.
+  virtual absl::Status ReleaseUnused() { return absl::OkStatus(); }
   // Copies `bytes` between this device and the host, or within either, in the stream's order.
   virtual absl::Status Copy(Stream& stream, void* destination, const void* source,
                             int64_t bytes) = 0;

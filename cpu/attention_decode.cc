@@ -25,7 +25,8 @@
 // end of a task that of the next (Fetcher). Tiles that no row sees are not read.
 //
 // Where q is bf16 like the cache, there is a kernel with bf16 dot products
-// (attention_decode_pairs-inl.h).
+// (attention_decode_pairs-inl.h), and for i8 caches one with integer dot products
+// (attention_decode_int8-inl.h).
 //
 // Range: up to 16 queries and 128 query rows per key/value head (so that rows, scores and
 // accumulators of a tile stay in the first two cache levels); D, Dv, q rows and out rows contiguous
@@ -52,163 +53,17 @@
 #include "core/ops/online_softmax.h"
 #include "core/status.h"
 #include "cpu/attention_decode_keys-inl.h"
-#include "cpu/attention_decode_pairs-inl.h"
 #include "cpu/attention_decode_plan-inl.h"
-#include "cpu/attention_decode_scores-inl.h"
-#include "cpu/attention_decode_tile-inl.h"
+#include "cpu/attention_decode_steps-inl.h"
 #include "cpu/attention_kernels.h"
 #include "cpu/stream.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-// The query rows of one block and what has been computed for them.
-struct RowBlock {
-  int rows;        // real ones; the others are zero and ignored
-  int padded;      // 1, 2, 4 or 8
-  int first_row;   // index of the first among the rows of the kv head
-  const float* q;  // see PackBlock
-  float* acc;      // [padded][acc_stride]
-  float* max;      // [kLanes], see Softmax
-  float* sum;      // [kLanes]
-  float* scores;   // [2][kTileKeys][padded]
-};
-
-// What the steps of one task share.
-struct DecodeTask {
-  const AttentionArgs* args;
-  const DecodePlan* plan;
-  DecodeRows rows;
-  RowBlock* blocks;
-  int num_blocks;
-  ScoreRules rules;
-};
-
-// Rows of the block that starts at `row`: the least power of two that holds what is left, up to 8.
-int BlockRows(int64_t rows_left) {
-  if (rows_left > 4 && kMaxBlockRows >= 8) return 8;
-  if (rows_left > 2 && kMaxBlockRows >= 4) return 4;
-  return static_cast<int>(std::min<int64_t>(rows_left, std::min(2, kMaxBlockRows)));
-}
-
-// Calls fn<RT>() for the block sizes that this target has.
-template <typename Fn>
-HWY_INLINE void DispatchRows(int rows, Fn&& fn) {
-  switch (rows) {
-    case 1:
-      return fn.template operator()<1>();
-    case 2:
-      if constexpr (kMaxBlockRows >= 2) return fn.template operator()<2>();
-      break;
-    case 4:
-      if constexpr (kMaxBlockRows >= 4) return fn.template operator()<4>();
-      break;
-    default:
-      if constexpr (kMaxBlockRows >= 8) return fn.template operator()<8>();
-  }
-}
-
-// Rows of q of one block, times `scale`, as Scores reads them; rows beyond the last are zero.
-template <bool kPairs>
-void PackRows(const AttentionArgs& args, const DecodeRows& rows, const RowBlock& block, float scale,
-              float* HWY_RESTRICT unpacked, int64_t stride, float* HWY_RESTRICT out) {
-  const int64_t head_dim = args.head_dim();
-  DispatchFloat(args.q.dtype, [&]<typename T>() HWY_ATTR {
-    const DF d;
-    for (int r = 0; r < block.padded; ++r) {
-      const bool real = r < block.rows;
-      const T* row = real ? args.q.At<T>(rows.Offset(args.q, block.first_row + r)) : nullptr;
-      for (int64_t i = 0; i * kLanes < head_dim; ++i) {
-        const VF x = real ? LoadF32Part(row, i, head_dim) : hn::Zero(d);
-        hn::Store(hn::Mul(x, hn::Set(d, scale)), d, unpacked + r * stride + i * kLanes);
-      }
-    }
-  });
-  DispatchRows(block.padded, [&]<int RT>() {
-    if constexpr (kPairs) RowsToPairs<RT>(unpacked, stride, head_dim);
-    PackBlock<RT>(unpacked, stride, kPairs ? (head_dim + 1) / 2 : head_dim, out);
-  });
-}
-
-// Keys per tile: about 16 KB of K, so that the K or V worked on and what is fetched meanwhile fit
-// the first-level cache (8 KB: 0.92 of the speed from memory, f16, heads of 128, Zen 5); whole
-// groups.
-int64_t TileKeys(int64_t row_bytes) {
-  return std::clamp<int64_t>(RoundUp(16384 / row_bytes, kKeyGroup), kKeyGroup, kTileKeys);
-}
-
-template <typename T, bool kPairs>
-void ScoreTile(const DecodeTask& task, const KeyTile<T>& tile, int64_t buffer, Fetcher<T> ahead) {
-  for (int b = 0; b < task.num_blocks; ++b) {
-    const RowBlock& block = task.blocks[b];
-    DispatchRows(block.padded, [&]<int RT>() {
-      Scores<T, RT, kPairs>(tile.k, tile.keys, task.args->head_dim(), block.q, task.rules.q_scale,
-                            block.scores + buffer * kTileKeys * RT, ahead);
-    });
-  }
-  ahead.FetchRest();
-}
-
-// acc of row r += weight * value, for keys that are not for all rows.
-template <typename T>
-HWY_NOINLINE void AddApart(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>& tile,
-                           const RowBlock& block, const float* weights) {
-  const DF d;
-  const int64_t n = task.args->v_head_dim();
-  for (uint64_t left = tile.apart; left != 0; left &= left - 1) {
-    const int64_t key = __builtin_ctzll(left);
-    const T* value = walk.Value(tile, key);
-    for (int r = 0; r < block.rows; ++r) {
-      if ((tile.visible[block.first_row + r] >> key & 1) == 0) continue;
-      float weight = weights[key * block.padded + r];
-      // Of an i8 value it is the scale that is not finite, and it has made the weight 0.
-      if constexpr (std::is_same_v<T, int8_t>) weight = walk.ValueScale(tile, key);
-      float* acc = block.acc + r * task.plan->acc_stride;
-      for (int64_t i = 0; i * kLanes < n; ++i) {
-        hn::Store(
-            hn::MulAdd(hn::Set(d, weight), LoadF32Part(value, i, n), hn::Load(d, acc + i * kLanes)),
-            d, acc + i * kLanes);
-      }
-    }
-  }
-}
-
-// Scores of a tile become weights, and the values they weigh are added up.
-template <typename T, bool kPairs>
-void FinishTile(const DecodeTask& task, const KeyWalk<T>& walk, const KeyTile<T>& tile,
-                int64_t buffer, Fetcher<T> ahead) {
-  for (int b = 0; b < task.num_blocks; ++b) {
-    const RowBlock& block = task.blocks[b];
-    DispatchRows(block.padded, [&]<int RT>() {
-      float* scores = block.scores + buffer * kTileKeys * RT;
-      if constexpr (std::is_same_v<T, int8_t>) ScaleByKey<RT>(tile.k_scale, tile.keys, scores);
-      if (task.rules.any) {
-        ModifyScores<RT>(*task.args, task.rules, task.rows, block.first_row, block.rows, tile.key,
-                         tile.keys, scores);
-      }
-      std::fill(scores + tile.keys * RT, scores + RoundUp(tile.keys * RT, kLanes), kNegInf);
-      if (tile.masked) {
-        HideScores<RT>(tile.visible + block.first_row, block.rows, tile.keys, scores);
-      }
-      HWY_ALIGN float factor[kLanes];
-      Softmax<RT>(scores, tile.keys, block.max, block.sum, factor);
-      if constexpr (std::is_same_v<T, int8_t>) ScaleByKey<RT>(tile.v_scale, tile.keys, scores);
-      if constexpr (kPairs) {
-        ValuesPairs<RT>(tile.v, tile.keys, task.args->v_head_dim(), scores, factor, block.acc,
-                        task.plan->acc_stride, ahead);
-      } else {
-        Values<T, RT>(tile.v, tile.keys, task.args->v_head_dim(), scores, factor, block.acc,
-                      task.plan->acc_stride, ahead);
-      }
-      if (tile.apart != 0) AddApart(task, walk, tile, block, scores);
-    });
-  }
-  ahead.FetchRest();
-}
-
 // Keys [begin, end) of the task, stored as T. `following`: the rows of the task that this worker
 // will probably do next, or null, and its keys. fetch_first: nobody has fetched the first tile.
-template <typename T, bool kPairs>
+template <typename T, Products kHow>
 void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
                  const DecodeRows* following, KeyRange following_keys, bool fetch_first) {
   if (begin >= end) return;
@@ -243,19 +98,34 @@ void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
   };
   describe(0);
   if (tiles == 0) return;
-  if (fetch_first) k_rows(0).FetchRest();
+  // Tiles of i8 are half as long as others, so they are fetched two ahead, that of K while one of K
+  // is worked on: 0.52 to 0.59 of read bandwidth instead of 0.46 to 0.51, two pairs of runs. f32
+  // lost by it, up to a fifth (docs/results/cpu_targets.md).
+  constexpr bool kTwoAhead = kHow == Products::kInt8;
+  if (fetch_first) {
+    k_rows(0).FetchRest();
+    if (kTwoAhead) v_rows(0).FetchRest();
+  }
   describe(1);
+  const auto exists = [&](int64_t t) { return t < tiles || ring[t % kRing]->keys > 0; };
   // Used in this order: K of 0, K of 1, V of 0, K of 2, V of 1, ...
-  ScoreTile<T, kPairs>(task, *ring[0], 0, tiles > 1 ? k_rows(1) : v_rows(0));
+  const auto behind_k = [&](int64_t t) {
+    if constexpr (kTwoAhead) return k_rows(exists(t + 1) ? t + 1 : t);
+    return t == 0 && tiles > 1 ? k_rows(1) : v_rows(std::max<int64_t>(t - 1, 0));
+  };
+  const auto behind_v = [&](int64_t t) {
+    if constexpr (kTwoAhead) return v_rows(exists(t + 1) ? t + 1 : t);
+    const int64_t next_k = t + 1 < tiles ? t + 2 : t + 1;
+    const bool k_follows = next_k < tiles || (t + 1 == tiles && exists(next_k));
+    return k_follows ? k_rows(next_k) : v_rows(std::min(t + 1, tiles - 1));
+  };
+  ScoreTile<T, kHow>(task, *ring[0], 0, behind_k(0));
   for (int64_t t = 0; t < tiles; ++t) {
     if (t + 1 < tiles) {
-      ScoreTile<T, kPairs>(task, *ring[(t + 1) % kRing], (t + 1) % 2, v_rows(t));
       describe(t + 2);
+      ScoreTile<T, kHow>(task, *ring[(t + 1) % kRing], (t + 1) % 2, behind_k(t + 1));
     }
-    const int64_t next_k = t + 1 < tiles ? t + 2 : t + 1;
-    const bool k_follows = next_k < tiles || (t + 1 == tiles && ring[next_k % kRing]->keys > 0);
-    FinishTile<T, kPairs>(task, walk, *ring[t % kRing], t % 2,
-                          k_follows ? k_rows(next_k) : v_rows(std::min(t + 1, tiles - 1)));
+    FinishTile<T, kHow>(task, walk, *ring[t % kRing], t % 2, behind_v(t));
   }
 }
 
@@ -316,8 +186,7 @@ KeyRange ChunkOf(const DecodePlan& plan, const DecodeRows& rows, int64_t chunk) 
   return {begin, std::min(begin + plan.chunk, rows.any.end)};
 }
 
-// kPairs: the cache and new keys are bf16.
-template <bool kPairs>
+template <Products kHow>
 void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t index, int worker) {
   const int64_t head = index / plan.chunks, chunk = index % plan.chunks;
   float* q = plan.q + worker * plan.padded_rows * plan.q_stride;
@@ -328,11 +197,18 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   SoftmaxState* partial = plan.partial + index * plan.rows;
 
   RowBlock blocks[kMaxDecodeRows];
-  DecodeTask task = {&args, &plan, RowsOfHead(args, plan, head), blocks, 0, MakeScoreRules(args)};
+  DecodeTask task = {&args,
+                     &plan,
+                     RowsOfHead(args, plan, head),
+                     blocks,
+                     0,
+                     MakeScoreRules(args),
+                     plan.staged + worker * plan.staged_bytes};
   const DecodeRows& rows = task.rows;
   const KeyRange keys = ChunkOf(plan, rows, chunk);
   for (int64_t row = 0; row < rows.rows;) {
-    const int padded = BlockRows(rows.rows - row);
+    int padded = BlockRows(rows.rows - row);
+    if constexpr (kHow == Products::kInt8) padded = Int8BlockRows(padded);
     RowBlock& block = blocks[task.num_blocks++];
     block = {static_cast<int>(std::min<int64_t>(padded, rows.rows - row)),
              padded,
@@ -341,13 +217,14 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
              acc + row * plan.acc_stride,
              state + row * 2 * kLanes,
              state + row * 2 * kLanes + kLanes,
-             scores + row * 2 * kTileKeys};
+             scores + row * 2 * kTileKeys,
+             {}};
     std::fill_n(block.max, kLanes, kNegInf);
     std::fill_n(block.sum, kLanes, 0.0f);
     std::fill_n(block.acc, padded * plan.acc_stride, 0.0f);
     if (keys.begin < keys.end) {
-      PackRows<kPairs>(args, rows, block, kPairs ? 1.0f : task.rules.q_scale, unpacked,
-                       plan.q_stride, q + row * plan.q_stride);
+      PackRows<kHow>(args, rows, block, kHow == Products::kPairs ? 1.0f : task.rules.q_scale,
+                     unpacked, plan.q_stride, q + row * plan.q_stride);
     }
     row += padded;
   }
@@ -369,16 +246,24 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   const int64_t cached = args.k_new.present() && args.k_new.dtype == args.k.dtype
                              ? keys.end
                              : std::min(keys.end, rows.sequence.cache_len);
-  if constexpr (kPairs) {
-    ProcessKeys<BF16, true>(task, worker, keys.begin, keys.end, hint, following_keys, !fetched);
+  if constexpr (kHow == Products::kPairs) {
+    ProcessKeys<BF16, kHow>(task, worker, keys.begin, keys.end, hint, following_keys, !fetched);
+  } else if constexpr (kHow == Products::kInt8) {
+    ProcessKeys<int8_t, kHow>(task, worker, keys.begin, cached, hint, following_keys, !fetched);
   } else {
     DispatchCache(args.k.dtype, [&]<typename T>() {
-      ProcessKeys<T, false>(task, worker, keys.begin, cached, hint, following_keys, !fetched);
+      ProcessKeys<T, kHow>(task, worker, keys.begin, cached, hint, following_keys, !fetched);
     });
+  }
+  if constexpr (kHow != Products::kPairs) {
     if (std::max(keys.begin, cached) < keys.end) {
+      for (int b = 0; kHow == Products::kInt8 && b < task.num_blocks; ++b) {  // as floats
+        PackRows<Products::kFloat>(args, rows, blocks[b], task.rules.q_scale, unpacked,
+                                   plan.q_stride, q + blocks[b].first_row * plan.q_stride);
+      }
       DispatchFloat(args.k_new.dtype, [&]<typename T>() {
-        ProcessKeys<T, false>(task, worker, std::max(keys.begin, cached), keys.end, nullptr, {0, 0},
-                              true);
+        ProcessKeys<T, Products::kFloat>(task, worker, std::max(keys.begin, cached), keys.end,
+                                         nullptr, {0, 0}, true);
       });
     }
   }
@@ -404,7 +289,7 @@ void RunDecodeTask(const AttentionArgs& args, const DecodePlan& plan, int64_t in
   }
 }
 
-template <bool kPairs>
+template <Products kHow>
 absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) {
   if (args.out.empty() && (!args.lse.present() || args.lse.empty())) return absl::OkStatus();
   ThreadPool& pool = CpuStream::Of(context).pool();
@@ -416,7 +301,7 @@ absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) 
   const int64_t row_bytes = ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim());
   pool.ParallelFor(
       plan.heads * plan.chunks,
-      [&](int64_t task, int worker) { RunDecodeTask<kPairs>(args, plan, task, worker); },
+      [&](int64_t task, int worker) { RunDecodeTask<kHow>(args, plan, task, worker); },
       plan.keys * row_bytes);
   return absl::OkStatus();
 }
@@ -468,24 +353,55 @@ absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& ar
   return CheckBf16Pairs(context, args);
 }
 
+bool AppliesInt8(const AttentionArgs& args) { return args.k.dtype == DType::kI8; }
+
+absl::Status SupportsInt8(const KernelContext& context, const AttentionArgs& args) {
+  TANDEM_RETURN_IF_ERROR(Supports<Isa::kAvx512>(context, args));
+  if (!CpuStream::Of(context).features().avx512_vnni) {
+    return Unimplemented("needs a processor with AVX512_VNNI");
+  }
+  if (args.k.dtype != DType::kI8) {
+    return Unimplemented("k: needs i8, got ", std::string(Name(args.k.dtype)));
+  }
+  constexpr int64_t kMaxHeadDim = 512;  // sums of products fit 32 bits
+  if (args.head_dim() > kMaxHeadDim) {
+    return Unimplemented("q dim 3: at most ", kMaxHeadDim, ", got ", args.head_dim());
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Kernel<AttentionArgs> AttentionDecodeBf16Dot() {
-  return {"decode_bf16dot",        DeviceKind::kCpu, SupportsPairs, N_AVX3::DecodeWorkspaceBytes,
-          N_AVX3::RunDecode<true>, AppliesBf16Pairs};
+  return {"decode_bf16dot",
+          DeviceKind::kCpu,
+          SupportsPairs,
+          N_AVX3::DecodeWorkspaceBytes,
+          N_AVX3::RunDecode<N_AVX3::Products::kPairs>,
+          AppliesBf16Pairs};
+}
+
+Kernel<AttentionArgs> AttentionDecodeInt8Dot() {
+  return {"decode_int8dot",
+          DeviceKind::kCpu,
+          SupportsInt8,
+          N_AVX3::DecodeWorkspaceBytes,
+          N_AVX3::RunDecode<N_AVX3::Products::kInt8>,
+          AppliesInt8};
 }
 
 Kernel<AttentionArgs> AttentionDecode(Isa isa) {
   switch (isa) {
     case Isa::kAvx512:
       return {"decode_avx512", DeviceKind::kCpu, Supports<Isa::kAvx512>,
-              N_AVX3::DecodeWorkspaceBytes, N_AVX3::RunDecode<false>};
+              N_AVX3::DecodeWorkspaceBytes, N_AVX3::RunDecode<N_AVX3::Products::kFloat>};
     case Isa::kAvx2:
       return {"decode_avx2", DeviceKind::kCpu, Supports<Isa::kAvx2>, N_AVX2::DecodeWorkspaceBytes,
-              N_AVX2::RunDecode<false>};
+              N_AVX2::RunDecode<N_AVX2::Products::kFloat>};
     default:
       return {"decode_scalar", DeviceKind::kCpu, Supports<Isa::kScalar>,
-              TANDEM_N_SCALAR::DecodeWorkspaceBytes, TANDEM_N_SCALAR::RunDecode<false>};
+              TANDEM_N_SCALAR::DecodeWorkspaceBytes,
+              TANDEM_N_SCALAR::RunDecode<TANDEM_N_SCALAR::Products::kFloat>};
   }
 }
 

@@ -14,6 +14,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/online_softmax.h"
 #include "core/workspace.h"
+#include "cpu/attention_decode_int8-inl.h"
 #include "cpu/attention_decode_keys-inl.h"
 #include "cpu/attention_decode_tile-inl.h"
 
@@ -43,6 +44,9 @@ struct DecodePlan {
   // Zeros, a row of V.
   char* zeros;
   float* task_acc;  // [padded_rows][acc_stride]
+  // Per worker, i8 caches only: a tile as integer dot products take it.
+  uint8_t* staged;  // [staged_bytes]
+  int64_t staged_bytes;
   // Per (batch, kv head, chunk), if there are several chunks.
   float* acc;  // [rows][acc_stride]
   // Per (batch, kv head, chunk).
@@ -100,6 +104,10 @@ inline DecodePlan MakePlan(const AttentionArgs& args, int workers, Workspace& wo
   plan.fetched = workspace.Take<int64_t>(workers);
   plan.zeros = workspace.Take<char>(plan.acc_stride * static_cast<int64_t>(sizeof(float)));
   plan.task_acc = workspace.Take<float>(workers * plan.padded_rows * plan.acc_stride);
+  if (args.k.dtype == DType::kI8) {
+    plan.staged_bytes = StagedTileBytes(std::max(args.head_dim(), args.v_head_dim()));
+  }
+  plan.staged = workspace.Take<uint8_t>(workers * plan.staged_bytes);
   plan.acc = workspace.Take<float>(plan.chunks > 1 ? tasks * plan.rows * plan.acc_stride : 0);
   plan.partial = workspace.Take<SoftmaxState>(tasks * plan.rows);
   plan.finished = workspace.Take<std::atomic<int64_t>>(plan.heads);

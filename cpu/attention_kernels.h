@@ -34,6 +34,9 @@ Kernel<AttentionArgs> AttentionDecode(Isa isa);
 // The same through bf16 dot products, where q, k and v are bf16 and the processor has them.
 Kernel<AttentionArgs> AttentionDecodeBf16Dot();
 
+// The same through integer dot products, where the cache is i8 and the processor has AVX512_VNNI.
+Kernel<AttentionArgs> AttentionDecodeInt8Dot();
+
 // Many query rows: tiles of queries x keys as small matrix products (attention_prefill.cc).
 Kernel<AttentionArgs> AttentionPrefill(Isa isa);
 

@@ -7,6 +7,7 @@
 #include "core/status.h"
 #include "cuda/blas/device_blas.h"
 #include "cuda/caching_allocator.h"
+#include "cuda/driver_release.h"
 #include "cuda/runtime/emulated_runtime.h"
 #include "cuda/runtime/runtime.h"
 #include "cuda/stream.h"
@@ -30,9 +31,12 @@ class CudaGraph final : public RecordedWork {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(std::unique_ptr<Runtime> runtime, const DeviceInfo& info, int64_t limit)
+  // `driver`: what of the driver measured times depend on.
+  CudaBackend(std::unique_ptr<Runtime> runtime, const DeviceInfo& info, std::string driver,
+              int64_t limit)
       : runtime_(std::move(runtime)),
         info_(info),
+        driver_(std::move(driver)),
         device_{DeviceKind::kCuda, info.index},
         allocator_(*runtime_, device_, limit),
         pinned_(*runtime_),
@@ -42,10 +46,11 @@ class CudaBackend final : public Backend {
   std::string description() const override { return info_.name; }
   std::string profile_key() const override {
     return absl::StrCat(Name(device_), " ", info_.name, " sm_", info_.compute_capability_major,
-                        info_.compute_capability_minor);
+                        info_.compute_capability_minor, driver_);
   }
   Allocator& allocator() override { return allocator_; }
   Allocator* pinned_allocator() override { return &pinned_; }
+  absl::Status ReleaseUnused() override { return allocator_.Flush(); }
   absl::StatusOr<MemoryInfo> memory() const override { return runtime_->Memory(device_.index); }
   absl::StatusOr<std::unique_ptr<Stream>> CreateStream() override {
     TANDEM_ASSIGN_OR_RETURN(UniqueStream stream, MakeStream(*runtime_, device_.index));
@@ -81,6 +86,7 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<Runtime> runtime_;
   const DeviceInfo info_;
+  const std::string driver_;
   const Device device_;
   CachingAllocator allocator_;
   PinnedAllocator pinned_;
@@ -89,8 +95,14 @@ class CudaBackend final : public Backend {
 
 }  // namespace
 
+int64_t BlockBytes(int64_t bytes) { return CachingAllocator::BlockSize(bytes); }
+
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   if (options.device != kEmulatedDevice) {
+    if (!options.emulated_fault.empty()) {
+      return InvalidArgument("emulated_fault: only the emulated device fails on request, not ",
+                             Name({DeviceKind::kCuda, options.device}));
+    }
     TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> runtime,
                             MakeCudaRuntime(options.cublaslt_path));
     return MakeCudaBackend(std::move(runtime), options);
@@ -99,7 +111,12 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& opti
   if (options.memory_limit > 0) emulated.memory_bytes = options.memory_limit;
   TANDEM_ASSIGN_OR_RETURN(emulated.emulator,
                           emulator::EmulatorOptions::Parse(options.emulated_schedule));
-  return MakeCudaBackend(MakeEmulatedRuntime(emulated), options);
+  std::unique_ptr<EmulatedRuntime> runtime = MakeEmulatedRuntime(emulated);
+  if (!options.emulated_fault.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(const Fault fault, ParseFault(options.emulated_fault));
+    runtime->Inject(fault);
+  }
+  return MakeCudaBackend(std::move(runtime), options);
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::unique_ptr<Runtime> runtime,
@@ -121,7 +138,11 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::unique_ptr<Runtime
                      info->compute_capability_minor, ", expected at least ", kOldestMajor, ".0"));
   }
   const int64_t limit = options.memory_limit > 0 ? options.memory_limit : INT64_MAX;
-  return std::make_unique<CudaBackend>(std::move(runtime), *info, limit);
+  std::string driver;
+  if (options.device != kEmulatedDevice) {  // whose times are no GPU's
+    driver = absl::StrCat(", driver ", DriverRelease(), " (CUDA ", probe.driver_version, ")");
+  }
+  return std::make_unique<CudaBackend>(std::move(runtime), *info, std::move(driver), limit);
 }
 
 }  // namespace tandem::cuda

@@ -21,6 +21,9 @@ struct CudaOptions {
   // Order in which the emulated device runs the threads of a block: "fifo", "lifo", "reverse",
   // "random:SEED" (cuda/emulator/launch.h).
   std::string emulated_schedule = "fifo";
+  // A call of the emulated device that shall fail, "lost@Launch:200" (ParseFault in
+  // cuda/runtime/emulated_runtime.h); empty: none. InvalidArgument on a GPU.
+  std::string emulated_fault = {};
   // Where cuBLASLt is: a file, or the folder it is in; empty: searched (cuda/blas/cublaslt.h).
   std::string cublaslt_path = {};
 };
@@ -32,5 +35,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& opti
 // The same on a given runtime.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::unique_ptr<Runtime> runtime,
                                                          const CudaOptions& options);
+
+// Device memory that an allocation of so many bytes takes.
+int64_t BlockBytes(int64_t bytes);
 
 }  // namespace tandem::cuda

@@ -11,13 +11,13 @@ namespace {
 
 constexpr int64_t kSmallest = 512;  // bytes
 
-int64_t BlockSize(int64_t bytes) {
+}  // namespace
+
+int64_t CachingAllocator::BlockSize(int64_t bytes) {
   const int64_t floor = std::bit_floor(static_cast<uint64_t>(std::max(bytes, kSmallest)));
   const int64_t step = std::max(kSmallest, floor / 8);
   return bytes > INT64_MAX - step ? bytes : (bytes + step - 1) / step * step;
 }
-
-}  // namespace
 
 CachingAllocator::~CachingAllocator() { Flush().IgnoreError(); }
 

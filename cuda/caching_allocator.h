@@ -40,6 +40,8 @@ class CachingAllocator final : public Allocator {
   ~CachingAllocator() override;
 
   Device device() const override { return device_; }
+  // What an allocation of so many bytes takes.
+  static int64_t BlockSize(int64_t bytes);
   int64_t bytes_in_use() const override;
   AllocatorStats stats() const;
   // Gives all kept blocks back to the runtime, waiting for work on them.

@@ -11,15 +11,17 @@
 //
 // Where the cache lies is decided before each call, by the first rule that applies:
 //   forced      the context forces a device: there. A context without a GPU: in host memory
-//   failed      the GPU failed in an earlier call (the CPU then took the cache over): host memory
-//   costs       with predicted times (AdaptiveOptions::costs): the best share for the cache as long
-//               as it is now (ChooseAttentionSplit), but it moves only when that saves more than
-//               moving costs (CacheHysteresis, dispatch/migration.h)
-//   threshold   without: on the GPU, as far as it fits, from attention_min_kv_len keys on
-//               (dispatch/scheduler.h), new ones included, and back below half of that; where q
-//               comes in GPU memory, on the GPU from the first key on
-// A move that fails (no memory) leaves the cache where it is, and is not tried again until the
-// cache is twice as long.
+//   failed      the GPU is lost, failed in an earlier call on this cache (the CPU then took it
+//               over), or is left alone for a while (dispatch/device_health.h): host memory
+//   policy      the context's policy is one device: there, the GPU as far as it fits
+//   costs       with predicted times, the context's or given ones (AdaptiveOptions::costs): the
+//               best share for the cache as long as it is now (ChooseAttentionSplit), but it moves
+//               only when that saves more than moving costs (CacheHysteresis, dispatch/migration.h)
+//   threshold   without, and if such calls were not measured: on the GPU, as far as it fits, from
+//               attention_min_kv_len keys on (dispatch/scheduler.h), new ones included, and back
+//               below half of that; where q comes in GPU memory, on the GPU from the first key on
+// A move that fails (no memory) leaves the cache where it is, is an event of the context's health,
+// and is not tried again until the cache is twice as long.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +40,8 @@
 namespace tandem {
 
 struct AdaptiveOptions {
-  // Predicted times; without them the context's policy decides by length.
+  // Predicted times instead of the context's (CostsOf in dispatch/split_costs.h), whatever its
+  // policy. Without either its policy decides.
   std::optional<SplitCosts> costs = {};
   MigrationOptions migration = {};
   // Most bytes of GPU memory that the cache may take; 0: what is free when it moves there.
@@ -48,12 +51,13 @@ struct AdaptiveOptions {
 
 // Why the cache lies where it does.
 struct AdaptiveDecision {
-  enum class Rule : uint8_t { kNone, kOnlyCpu, kForced, kFailed, kThreshold, kCosts };
+  enum class Rule : uint8_t { kNone, kOnlyCpu, kForced, kFailed, kPolicy, kThreshold, kCosts };
   Rule rule = Rule::kNone;
   int64_t length = 0;    // keys, new ones included
   int64_t gpu_rows = 0;  // where the cache is now, see SplitKvCache
   bool moved = false;    // for this call
   int64_t threshold = 0;
+  PolicyKind policy = PolicyKind::kAuto;
   std::optional<SplitChoice> choice = {};           // by costs: what would be best
   std::optional<MigrationDecision> migration = {};  // by costs, if that is not where it is
 };
@@ -84,7 +88,8 @@ class AdaptiveAttention {
   // Of the last call.
   const AdaptiveDecision& decision() const { return decision_; }
   int64_t moves() const { return moves_; }
-  int64_t fallbacks() const { return attention_.fallbacks(); }
+  // Calls whose GPU part failed and that the CPU did, with the cache.
+  int64_t fallbacks() const { return attention_.fallbacks() + cache_.fallbacks(); }
 
  private:
   AdaptiveAttention(Context& context, SplitKvCache cache, const AdaptiveOptions& options)
@@ -96,6 +101,10 @@ class AdaptiveAttention {
 
   // The rows that may be on the GPU: what fits, whole steps.
   int64_t GpuMost() const;
+  // Moves the cache there; what fails is reported, and not tried again for a while.
+  void MoveTo(int64_t target);
+  // Is the GPU left alone for now?
+  bool Avoided(const AttentionArgs& args);
   // Where the cache should be for this call.
   int64_t Decide(const AttentionArgs& args, std::optional<int64_t> steps_left);
   int64_t DecideByThreshold(const AttentionArgs& args);
@@ -113,6 +122,7 @@ class AdaptiveAttention {
     DeviceKind home = DeviceKind::kCpu;
     int64_t target = 0;
     double here = 0.0, there = 0.0, move = 0.0;
+    bool known = false;  // false: no call like it was measured
   };
   Prediction prediction_;
   int64_t no_move_below_ = 0;  // length, after a move that failed

@@ -9,6 +9,7 @@
 #include "core/ops/merge_attention.h"
 #include "core/ops/split_attention.h"
 #include "core/status.h"
+#include "dispatch/fallback.h"
 #include "dispatch/run_here.h"
 
 namespace tandem {
@@ -18,12 +19,6 @@ namespace {
 int64_t LseOffset(const AttentionArgs& whole, int64_t v_head_dim) {
   return Aligned(ByteOffset(DType::kF32, whole.q.dim(0) * whole.q.dim(1) * whole.q.dim(2)) *
                  v_head_dim);
-}
-
-// Is it the device's fault, and not the caller's?
-bool DeviceFailed(const absl::Status& status) {
-  return absl::IsInternal(status) || absl::IsResourceExhausted(status) ||
-         absl::IsUnavailable(status);
 }
 
 }  // namespace
@@ -228,23 +223,50 @@ absl::Status CacheAttention::Steps(const SplitKvCache& cache, const AttentionArg
 
 absl::Status CacheAttention::Run(SplitKvCache& cache, const AttentionArgs& args) {
   absl::Status status = Steps(cache, args);
-  if (status.ok() || cache.gpu_rows() == 0 || !DeviceFailed(status) ||
-      context_.options().device == DeviceKind::kCuda) {
+  DeviceHealth& health = context_.health();
+  if (status.ok() && health.calm()) return status;
+  if (!status.ok() && !DeviceFailed(status)) return status;
+  // Whose arguments are fine, or it would not have come so far.
+  const bool home_on_gpu = home_ == DeviceKind::kCuda;
+  OpFacts facts;
+  facts.op = OpKind::kAttention;
+  facts.bytes = ByteOffset(args.q.dtype, 2 * args.q.num_elements()) +
+                cache.part(DeviceKind::kCuda).rows * cache.row_bytes();
+  const bool resident = home_on_gpu || cache.part(DeviceKind::kCuda).rows > 0;
+  if (status.ok()) {
+    if (resident) health.Succeeded(facts.op, facts.bytes);
     return status;
   }
-  const int64_t rows = cache.part(DeviceKind::kCuda).rows;
-  if (absl::Status moved = cache.Move(0); !moved.ok()) {
-    return absl::Status(
-        status.code(),
-        absl::StrCat("attention on two devices: ", Message(status), "; and the ", rows,
-                     " rows of the cache in GPU memory could not be copied "
-                     "to the host: ",
-                     Message(moved)));
-  }
-  parcel_.Release();
-  away_results_.Release();
-  ++fallbacks_;
-  return Steps(cache, args);
+  if (!resident) return status;  // the CPU's alone
+  facts.operands = context_.device(DeviceKind::kCuda)->backend->device();
+  bool on_cpu = false;
+  int64_t event = 0;
+  status = FallBack(
+      context_, facts, context_.options().device == DeviceKind::kCuda, std::move(status),
+      [&] {
+        parcel_.Release();
+        away_results_.Release();
+        return Steps(cache, args);
+      },
+      [&]() -> absl::Status {
+        on_cpu = true;
+        TANDEM_RETURN_IF_ERROR(cache.Move(0));
+        parcel_.Release();
+        away_results_.Release();
+        return home_on_gpu ? RunFetched(context_, WithCache(cache, args)) : Steps(cache, args);
+      },
+      event);
+  fallbacks_ += status.ok() && on_cpu;
+  return status;
+}
+
+AttentionArgs CacheAttention::WithCache(const SplitKvCache& cache, const AttentionArgs& args) {
+  whole_ = args;
+  MakeSide(cache, DeviceKind::kCpu, /*last=*/true);
+  AttentionArgs whole = side(DeviceKind::kCpu).args;
+  whole.out = args.out;
+  whole.lse = args.lse;
+  return whole;
 }
 
 }  // namespace tandem

@@ -38,8 +38,8 @@ class CacheAttention {
   // keys_before, keys_after and new_after must not be set. All operands are on one device.
   //
   // When the GPU fails, the cache moves to host memory if its rows can still be copied there, and
-  // the call runs on the CPU, unless the context forces the GPU. After an error nothing of out is
-  // written.
+  // the call runs on the CPU, unless the context forces the GPU (dispatch/fallback.h: events, a
+  // second try after out of memory). After an error nothing of out is written.
   // InvalidArgument: as AttentionInto's; with rows on both devices also a bias or mask with a
   // column per key beside kv_lens and k_new. Unimplemented: a device has no kernel for its part.
   // Unavailable: the GPU is lost, and with it the rows that were there.
@@ -69,6 +69,8 @@ class CacheAttention {
   void MakeSide(const SplitKvCache& cache, DeviceKind kind, bool last);
   // Adds all that the part reads from the other device.
   absl::Status SendOperands(DeviceKind to);
+  // The call on a cache that is all in host memory.
+  AttentionArgs WithCache(const SplitKvCache& cache, const AttentionArgs& args);
   absl::Status ReservePartials();
   void SetOutputs(Side& side, void* data, Device device);
   Side& side(DeviceKind kind) { return sides_[static_cast<size_t>(kind)]; }

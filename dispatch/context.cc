@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
@@ -72,6 +73,20 @@ absl::StatusOr<Policy> PolicyFromEnvironment(Policy policy) {
   return policy;
 }
 
+// FailedPrecondition: there is none.
+absl::StatusOr<ContextDevice> OpenCuda(const ContextOptions& options, const std::string& fault) {
+  cuda::CudaOptions cuda_options;
+  cuda_options.device = options.cuda_emulated ? kEmulatedDevice : 0;
+  cuda_options.memory_limit = options.cuda_memory_limit;
+  cuda_options.emulated_schedule = options.cuda_schedule;
+  cuda_options.emulated_fault = fault;
+  cuda_options.cublaslt_path = options.cublaslt_path;
+  ContextDevice device;
+  TANDEM_ASSIGN_OR_RETURN(device.backend, cuda::MakeCudaBackend(cuda_options));
+  TANDEM_ASSIGN_OR_RETURN(device.stream, device.backend->CreateStream());
+  return device;
+}
+
 std::optional<OpKind> ParseOp(const std::string& name) {
   const auto it = std::find(kOpNames.begin(), kOpNames.end(), name);
   if (it == kOpNames.end()) return std::nullopt;
@@ -109,6 +124,7 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
   if (const auto value = Env("CUDA_MEMORY_LIMIT")) {
     TANDEM_ASSIGN_OR_RETURN(options.cuda_memory_limit, ParseCount("CUDA_MEMORY_LIMIT", *value));
   }
+  if (const auto value = Env("CUDA_EMULATED_FAULT")) options.cuda_fault = *value;
   if (const auto value = Env("CUBLASLT_PATH")) options.cublaslt_path = *value;
   if (const auto value = Env("DEVICE")) {
     if (absl::Status status = options.SetDevice(*value); !status.ok()) {
@@ -131,15 +147,22 @@ absl::StatusOr<ContextOptions> ContextOptions::WithEnvironment() const {
 }
 
 absl::Status ContextOptions::SetDevice(const std::string& name) {
-  if (name == "cpu") {
-    device = DeviceKind::kCpu;
-  } else if (name == "cuda" || name == "cuda:emulated") {
-    device = DeviceKind::kCuda;
-    cuda = true;
-    cuda_emulated = cuda_emulated || name == "cuda:emulated";
-  } else {
-    return InvalidArgument("expected cpu, cuda or cuda:emulated, got '", name, "'");
+  constexpr std::string_view kPrefer = "prefer:", kHybrid = "hybrid";
+  const bool prefer = name.starts_with(kPrefer),
+             both = name == "hybrid" || name == "hybrid:emulated";
+  const std::string own = prefer ? name.substr(kPrefer.size())
+                          : both ? "cuda" + name.substr(kHybrid.size())
+                                 : name;
+  if (own != "cuda" && own != "cuda:emulated" && (own != "cpu" || prefer)) {
+    return InvalidArgument("expected cpu, cuda, cuda:emulated, prefer:cuda or hybrid, got '", name,
+                           "'");
   }
+  prefer_cuda = prefer;
+  hybrid = both;
+  device.reset();
+  if (!prefer && !both) device = own == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda;
+  cuda = cuda || own != "cpu";
+  cuda_emulated = cuda_emulated || own == "cuda:emulated";
   return absl::OkStatus();
 }
 
@@ -164,27 +187,25 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
 
   absl::Status no_cuda = absl::FailedPreconditionError("it was not asked for");
   if (chosen.cuda_emulated || chosen.cuda || chosen.device == DeviceKind::kCuda) {
-    cuda::CudaOptions cuda_options;
-    cuda_options.device = chosen.cuda_emulated ? kEmulatedDevice : 0;
-    cuda_options.memory_limit = chosen.cuda_memory_limit;
-    cuda_options.emulated_schedule = chosen.cuda_schedule;
-    cuda_options.cublaslt_path = chosen.cublaslt_path;
-    ContextDevice& device = context->devices_[static_cast<size_t>(DeviceKind::kCuda)];
-    absl::StatusOr<std::unique_ptr<Backend>> backend = cuda::MakeCudaBackend(cuda_options);
-    no_cuda = backend.status();
-    if (backend.ok()) {
-      device.backend = *std::move(backend);
-      TANDEM_ASSIGN_OR_RETURN(device.stream, device.backend->CreateStream());
+    absl::StatusOr<ContextDevice> device = OpenCuda(chosen, chosen.cuda_fault);
+    no_cuda = device.status();
+    if (device.ok()) {
+      context->devices_[static_cast<size_t>(DeviceKind::kCuda)] = *std::move(device);
       context->present_.push_back(DeviceKind::kCuda);
     } else if (chosen.cuda_emulated || !absl::IsFailedPrecondition(no_cuda)) {
       return no_cuda;
     }
+  }
+  if (!chosen.cuda_fault.empty() && !context->has({DeviceKind::kCuda, kEmulatedDevice})) {
+    return InvalidArgument("TANDEM_CUDA_EMULATED_FAULT: expected the emulated device ",
+                           "(TANDEM_CUDA_EMULATED=1, --device cuda:emulated), there is none here");
   }
 
   if (chosen.device && context->device(*chosen.device) == nullptr) {
     return InvalidArgument("device: ", std::string(Name(*chosen.device)),
                            " was asked for, but it cannot be used: ", Message(no_cuda));
   }
+  context->no_cuda_ = Message(no_cuda);
   for (const auto& [op_name, kernel] : chosen.force_kernel) {
     const auto op = ParseOp(op_name);
     if (!op) {
@@ -209,6 +230,11 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const ContextOptions& o
             context->machine_key_, /*required=*/!profile.empty(), &context->profile_note_));
   }
   TANDEM_RETURN_IF_ERROR(context->SetUpCosts());
+  for (const std::string* note : {&context->profile_note_, &context->cost_profile_note_}) {
+    if (!note->starts_with("ignored")) continue;
+    context->warnings_.push_back(
+        absl::StrCat(note == &context->profile_note_ ? "kernel" : "cost", " profile ", *note));
+  }
   context->trace_.Enable(chosen.trace);
   return context;
 }
@@ -255,6 +281,7 @@ DecisionInputs Context::InputsOf(const OpFacts& facts) {
   inputs.placed = placed_;
   ContextDevice* cuda = device(DeviceKind::kCuda);
   inputs.cuda_present = cuda != nullptr;
+  inputs.cuda_state = health_.StateFor(facts.op, facts.bytes);
   if (cuda == nullptr || cost_model_ == nullptr) return inputs;
   if (cuda_bytes_ != INT64_MAX) {
     inputs.free_bytes[DeviceKind::kCuda] =
@@ -297,6 +324,12 @@ ContextDevice* Context::device(DeviceKind kind) {
   return device.backend ? &device : nullptr;
 }
 
+DeviceKind Context::preferred_device() const {
+  const bool gpu = options_.prefer_cuda && !health_.lost() &&
+                   devices_[static_cast<size_t>(DeviceKind::kCuda)].backend != nullptr;
+  return options_.device.value_or(gpu ? DeviceKind::kCuda : DeviceKind::kCpu);
+}
+
 bool Context::has(Device device) const {
   const ContextDevice& own = devices_[static_cast<size_t>(device.kind)];
   return own.backend && own.backend->device() == device;
@@ -312,6 +345,35 @@ absl::Status Context::ReserveWorkspace(DeviceKind kind, int64_t bytes) {
   // Work already queued may still use the old block.
   if (target->scratch) TANDEM_RETURN_IF_ERROR(target->stream->Synchronize());
   TANDEM_ASSIGN_OR_RETURN(target->scratch, target->backend->allocator().Allocate(bytes));
+  return absl::OkStatus();
+}
+
+int64_t Context::ReportFault(FaultEvent event, bool resident) {
+  const Device device = event.device;
+  std::string text = trace_.enabled() ? Describe(event) : "";
+  const int64_t number = health_.Add(std::move(event), resident);
+  if (trace_.enabled()) trace_.AddNote({trace_.Now(), device, number, std::move(text)});
+  return number;
+}
+
+absl::Status Context::Revive(DeviceKind kind) {
+  ContextDevice* lost = device(kind);
+  if (lost == nullptr) {
+    return InvalidArgument("device: ", std::string(Name(kind)), " is not present");
+  }
+  if (!lost->stream->Synchronize().ok()) {
+    absl::StatusOr<ContextDevice> fresh = OpenCuda(options_, /*fault=*/"");
+    absl::Status status = fresh.status();
+    if (status.ok()) status = fresh->stream->Synchronize();
+    if (!status.ok()) {
+      return absl::UnavailableError(absl::StrCat(Name(lost->backend->device()),
+                                                 " is still lost: ", Message(status),
+                                                 "; start the process again to use it"));
+    }
+    // Buffers that are still alive need their allocator.
+    retired_.push_back(std::exchange(*lost, *std::move(fresh)));
+  }
+  health_.Revive();
   return absl::OkStatus();
 }
 

@@ -18,6 +18,7 @@
 #include "core/op.h"
 #include "dispatch/cost_correction.h"
 #include "dispatch/cost_model.h"
+#include "dispatch/device_health.h"
 #include "dispatch/kernel_choice.h"
 #include "dispatch/scheduler.h"
 #include "dispatch/trace.h"
@@ -31,6 +32,12 @@ struct ContextOptions {
   Policy policy;             // see scheduler.h           TANDEM_POLICY, TANDEM_POLICY_*
   std::optional<DeviceKind>
       device;  // force every op onto one device        TANDEM_DEVICE=cpu|cuda|cuda:emulated
+  // Keeps models on the GPU if there is one, but goes on without it when it fails
+  // (model/recovery.h): TANDEM_DEVICE=prefer:cuda|prefer:cuda:emulated
+  bool prefer_cuda = false;
+  // Keeps a model's layers on both devices (model/hybrid.h), for those who load models; no op is
+  // forced: TANDEM_DEVICE=hybrid|hybrid:emulated
+  bool hybrid = false;
   // Uses a GPU if there is one: TANDEM_CUDA=1, or by naming the device. Not by itself so far: see
   // docs/gpu_status.md for what has been verified on one.
   bool cuda = false;
@@ -41,6 +48,9 @@ struct ContextOptions {
   std::string cuda_schedule = "fifo";  //                               TANDEM_CUDA_SCHEDULE
   // Most bytes of device memory to use; 0: all there is.               TANDEM_CUDA_MEMORY_LIMIT
   int64_t cuda_memory_limit = 0;
+  // Makes a call of the emulated device fail, for trying what happens then: "lost@Launch:200",
+  // see docs/cuda.md. InvalidArgument without that device.        TANDEM_CUDA_EMULATED_FAULT
+  std::string cuda_fault = {};
   // Where cuBLASLt is: a file, or the folder it is in; empty: searched. TANDEM_CUBLASLT_PATH
   std::string cublaslt_path = {};
   std::map<std::string, std::string>
@@ -63,8 +73,9 @@ struct ContextOptions {
   // These options overridden by the environment variables above. InvalidArgument names a variable
   // whose value is bad.
   absl::StatusOr<ContextOptions> WithEnvironment() const;
-  // Forces a device by name: cpu, cuda, or cuda:emulated (which then exists). InvalidArgument
-  // otherwise.
+  // Forces a device by name: cpu, cuda, or cuda:emulated (which then exists); prefers one: prefer:
+  // and one of the latter two; or both, for a model: hybrid, hybrid:emulated. What was said before
+  // about devices is forgotten. InvalidArgument otherwise.
   absl::Status SetDevice(const std::string& name);
 };
 
@@ -101,6 +112,9 @@ class Context {
   const CostModel* cost_model() const { return cost_model_.get(); }
   // Where they came from, or why there are none.
   const std::string& cost_profile_note() const { return cost_profile_note_; }
+  // What a person should know about how the context was made: profiles that were ignored, and why.
+  // One line each; the tools print them. The library itself writes nothing.
+  const std::vector<std::string>& warnings() const { return warnings_; }
   // What they are corrected by, from the calls made so far.
   CostCorrection& cost_correction() { return correction_; }
 
@@ -123,6 +137,22 @@ class Context {
   // Do ops run where their operands are? See PlacedCalls.
   bool placed() const { return placed_; }
 
+  // Where models are kept if nobody says: on the device that is forced, or the GPU if it is
+  // preferred and there, or the CPU.
+  DeviceKind preferred_device() const;
+  // Why there is no GPU; empty where there is one.
+  const std::string& no_cuda() const { return no_cuda_; }
+
+  // What failed on the GPU so far, and whether it is still asked.
+  DeviceHealth& health() { return health_; }
+  const DeviceHealth& health() const { return health_; }
+  // Adds an event to the health and, if tracing, to the trace. Its number.
+  int64_t ReportFault(FaultEvent event, bool resident = false);
+  // Asks a lost device again; if it answers, or can be opened anew, it is used as before. Tensors
+  // that lay on it are lost all the same; they may still be destroyed. Unavailable: it is still
+  // lost (a GPU usually is to the whole process). Forgets all back-off, too.
+  absl::Status Revive(DeviceKind kind);
+
   // The kernel forced for an op, or empty.
   const std::string& forced_kernel(OpKind op) const { return forced_[static_cast<size_t>(op)]; }
   // Forces (or, with an empty name, frees) the kernel of one op. InvalidArgument lists the known
@@ -143,14 +173,18 @@ class Context {
   std::string profile_note_;
   std::shared_ptr<const CostModel> cost_model_;
   std::string cost_profile_note_;
+  std::vector<std::string> warnings_;
   CostCorrection correction_{0};
   bool learns_ = false;
   int64_t decisions_ = 0;  // by predicted times
   // Of the GPU: bytes that this context may have in use, and when its queue should be empty.
   int64_t cuda_bytes_ = INT64_MAX;
   std::chrono::steady_clock::time_point cuda_done_{};
+  std::string no_cuda_;
   Trace trace_;
   bool placed_ = false;
+  DeviceHealth health_;
+  std::vector<ContextDevice> retired_;  // lost devices that were opened anew
 };
 
 // While it lives, every op of the context runs where its operands are, whatever the policy says of

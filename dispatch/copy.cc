@@ -15,6 +15,12 @@ absl::StatusOr<ContextDevice*> Find(Context& context, DeviceKind kind) {
   return device;
 }
 
+// No op that could report it need follow.
+absl::Status Noted(Context& context, absl::Status status) {
+  if (absl::IsUnavailable(status)) context.health().Lose(Message(status));
+  return status;
+}
+
 }  // namespace
 
 absl::Status Copy(Context& context, const TensorView& from, const TensorView& to) {
@@ -31,13 +37,15 @@ absl::Status Copy(Context& context, const TensorView& from, const TensorView& to
   if (bytes == 0) return absl::OkStatus();
   const DeviceKind kind = from.device.kind != DeviceKind::kCpu ? from.device.kind : to.device.kind;
   TANDEM_ASSIGN_OR_RETURN(ContextDevice * device, Find(context, kind));
-  return device->backend->Copy(*device->stream, to.data, from.data, bytes);
+  return Noted(context, device->backend->Copy(*device->stream, to.data, from.data, bytes));
 }
 
 absl::StatusOr<Tensor> AllocateOn(Context& context, DeviceKind kind, DType dtype,
                                   const Shape& shape) {
   TANDEM_ASSIGN_OR_RETURN(ContextDevice * device, Find(context, kind));
-  return Tensor::Allocate(device->backend->allocator(), dtype, shape);
+  absl::StatusOr<Tensor> tensor = Tensor::Allocate(device->backend->allocator(), dtype, shape);
+  if (!tensor.ok()) return Noted(context, tensor.status());
+  return tensor;
 }
 
 absl::StatusOr<Tensor> CopyTo(Context& context, DeviceKind kind, const TensorView& from) {
@@ -48,7 +56,7 @@ absl::StatusOr<Tensor> CopyTo(Context& context, DeviceKind kind, const TensorVie
 
 absl::Status Synchronize(Context& context, DeviceKind kind) {
   TANDEM_ASSIGN_OR_RETURN(ContextDevice * device, Find(context, kind));
-  return device->stream->Synchronize();
+  return Noted(context, device->stream->Synchronize());
 }
 
 }  // namespace tandem

@@ -20,6 +20,9 @@ constexpr int kElements[] = {8, 11, 14, 17, 20, 23};            // log2 of eleme
 
 // Samples per point, beside the first, which prepares.
 constexpr size_t kFewest = 3, kMost = 15;
+// After so many points it is known whether there is time for all.
+constexpr size_t kPointsToJudge = 12;
+constexpr double kOverrunRate = 0.02;  // of the average over points: some tables
 constexpr int64_t kSmallCopy = int64_t{4} << 10, kLargeCopy = int64_t{16} << 20;  // bytes
 
 struct TypePair {
@@ -179,56 +182,97 @@ class Calibration {
     return costs;
   }
 
+  // How coarse the next table must be for all that is to come to be measured in time: every point,
+  // every 2nd or every 4th of each axis, by what points took so far.
+  size_t Stride() const {
+    if (measured_ < kPointsToJudge) return 1;
+    // A point takes what it must and then samples until its share of the time left is over: what it
+    // must take is more than its share if both together are more than twice that.
+    return overrun_ <= 2.0 ? 1 : overrun_ <= 5.0 ? 2 : 4;
+  }
+
+  // Every stride-th of 0 .. count - 1, the last in any case.
+  static std::vector<size_t> Chosen(size_t count, size_t stride) {
+    std::vector<size_t> chosen;
+    for (size_t i = 0; i + 1 < count; i += stride) chosen.push_back(i);
+    chosen.push_back(count - 1);
+    return chosen;
+  }
+
   absl::Status Measure(const CostGrid& grid, DeviceKind device) {
-    CostTable table = {grid.cost_class, device, grid.rows, {}, {}};
-    const size_t columns = grid.shapes.size() / grid.rows.size();
+    const size_t columns = grid.shapes.size() / grid.rows.size(), stride = Stride();
+    const std::vector<size_t> rows = Chosen(grid.rows.size(), stride);
     const std::string what =
         absl::StrCat(Describe(grid.cost_class), " on ", std::string(Name(device)));
-    table.seconds.resize(grid.shapes.size());
+    const size_t begin = done_;
+    done_ += grid.shapes.size();
+    CostTable table = {grid.cost_class, device, {}, {}, {}};
+    for (const size_t row : rows) table.rows.push_back(grid.rows[row]);
+    std::vector<std::vector<double>> seconds;  // [work][rows]
+    bool in_time = true;
     // Matrix by matrix, with all numbers of rows: preparing one is what takes time.
-    for (size_t step = 0; step < grid.shapes.size(); ++step) {
-      const size_t row = step % grid.rows.size(), column = step / grid.rows.size();
-      const size_t i = row * columns + column;
-      const CallShape& shape = grid.shapes[i];
-      if (options_.progress) {
-        options_.progress(static_cast<int>(done_ + step), static_cast<int>(total_), what);
-      }
-      TANDEM_ASSIGN_OR_RETURN(const OpFacts facts, FactsOf(shape));
-      if (row == 0) table.work.push_back(CostPointOf(facts).work);
-      // At least as long as less work took.
-      double seconds = 0.0, scaled = 0.0;
-      if (row > 0) seconds = table.seconds[i - columns];
-      if (column > 0) {
-        seconds = std::max(seconds, table.seconds[i - 1]);
-        scaled = table.seconds[i - 1] * table.work[column] / table.work[column - 1];
-      }
-      if (scaled > options_.longest_call) {
-        seconds = std::max(seconds, scaled);
-      } else {
-        const double left = Left();
-        if (left <= 0.0) {
-          result_.notes.push_back(what + ": no time left");
-          done_ += grid.shapes.size();
-          return absl::OkStatus();
+    for (const size_t column : Chosen(columns, stride)) {
+      std::vector<double> own;
+      for (size_t r = 0; r < rows.size() && in_time; ++r) {
+        const CallShape& shape = grid.shapes[rows[r] * columns + column];
+        const size_t step = column * grid.rows.size() + rows[r];
+        if (options_.progress) {
+          options_.progress(static_cast<int>(begin + step), static_cast<int>(total_), what);
         }
+        TANDEM_ASSIGN_OR_RETURN(const OpFacts facts, FactsOf(shape));
+        if (r == 0) table.work.push_back(CostPointOf(facts).work);
+        // At least as long as less work took.
+        double taken = r > 0 ? own.back() : 0.0, scaled = 0.0;
+        if (!seconds.empty()) {
+          const double before = seconds.back()[r];
+          taken = std::max(taken, before);
+          scaled = before * table.work.back() / table.work[table.work.size() - 2];
+        }
+        if (scaled > options_.longest_call) {
+          own.push_back(std::max(taken, scaled));
+          continue;
+        }
+        const double left = Left();
+        in_time = left > 0.0;
+        if (!in_time) break;
+        const double began = machine_.Now();
         const absl::StatusOr<std::unique_ptr<TimedCall>> call = machine_.Prepare(shape, device);
         if (absl::IsUnimplemented(call.status())) {
-          result_.notes.push_back(what + ": there is no kernel");
-          done_ += grid.shapes.size();
+          result_.notes.push_back(what + " left out: there is no kernel");
           return absl::OkStatus();
         }
         TANDEM_RETURN_IF_ERROR(call.status());
-        const double budget = left / static_cast<double>(total_ - done_ - step);
+        const double budget = left / static_cast<double>(total_ - begin - step);
         TANDEM_ASSIGN_OR_RETURN(const double measured, Time(**call, budget));
-        seconds = std::max(seconds, measured);
+        ++measured_;
+        overrun_ += kOverrunRate * ((machine_.Now() - began) / budget - overrun_);
+        own.push_back(std::max(taken, measured));
       }
-      table.seconds[i] = seconds;
-      if (facts.op == OpKind::kMatMul && i + 1 == columns) {  // one row, a large matrix
-        double& bandwidth = result_.profile.devices[device].bytes_per_second;
-        bandwidth = std::max(bandwidth, static_cast<double>(facts.bytes) / seconds);
+      if (!in_time) {
+        // What there is of it is a smaller table, if it has an end to go on from.
+        table.work.resize(seconds.size());
+        break;
       }
+      seconds.push_back(std::move(own));
     }
-    done_ += grid.shapes.size();
+    if (seconds.size() < std::min<size_t>(2, columns)) {
+      result_.notes.push_back(what + " left out: no time left");
+      return absl::OkStatus();
+    }
+    const size_t points = seconds.size() * rows.size();
+    if (points < grid.shapes.size()) {
+      result_.notes.push_back(absl::StrCat(what, ": ", points, " of ", grid.shapes.size(),
+                                           " points, for lack of time"));
+    }
+    for (size_t r = 0; r < rows.size(); ++r) {
+      for (const std::vector<double>& own : seconds) table.seconds.push_back(own[r]);
+    }
+    if (grid.cost_class.op == OpKind::kMatMul) {  // one row, a large matrix
+      TANDEM_ASSIGN_OR_RETURN(const OpFacts facts,
+                              FactsOf(grid.shapes[Chosen(columns, stride)[seconds.size() - 1]]));
+      double& bandwidth = result_.profile.devices[device].bytes_per_second;
+      bandwidth = std::max(bandwidth, static_cast<double>(facts.bytes) / seconds.back()[0]);
+    }
     result_.profile.tables.push_back(std::move(table));
     return absl::OkStatus();
   }
@@ -236,7 +280,9 @@ class Calibration {
   TimedMachine& machine_;
   const CostCalibrationOptions& options_;
   double begin_;
-  size_t done_ = 0, total_ = 0;
+  size_t done_ = 0, total_ = 0;  // points, all tables
+  size_t measured_ = 0;
+  double overrun_ = 1.0;  // time that points took lately over their shares of what was left
   CostCalibration result_;
 };
 

@@ -56,8 +56,9 @@ struct CostGrid {
 std::vector<CostGrid> CostGrids();
 
 struct CostCalibrationOptions {
-  // Measuring stops after so long, with what there is by then; classes that are left out are then
-  // unknown to the model. Most machines take half of it.
+  // Measuring stops after so long. Most machines take half of it. One that is busy with something
+  // else gets coarser tables, every 2nd or 4th point of each axis, as soon as it shows that there
+  // will not be time for all; what is still left out then is unknown to the model.
   double seconds = 28.0;
   // A call that would take longer is not run: its time is extrapolated.
   double longest_call = 0.05;
@@ -67,7 +68,7 @@ struct CostCalibrationOptions {
 
 struct CostCalibration {
   CostProfile profile;
-  std::vector<std::string> notes;  // classes that were left out, and why
+  std::vector<std::string> notes;  // classes that were left out, or have fewer points, and why
 };
 absl::StatusOr<CostCalibration> CalibrateCosts(TimedMachine& machine,
                                                const CostCalibrationOptions& options = {});

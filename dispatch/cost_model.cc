@@ -89,6 +89,8 @@ int CostModel::TableOf(const OpFacts& facts, DeviceKind device) const {
   if (found != tables_.end()) return found->second;
   if (c.op == OpKind::kMatMul) {
     c.packed = !c.packed;
+  } else if (c.op == OpKind::kAttention && c.weights == DType::kI8) {
+    c.weights = DType::kF16;
   } else if (!HasProducts(c.op)) {
     c = CostClass{.op = OpKind::kAdd};
   }

@@ -46,7 +46,8 @@ class CostModel {
   // Seconds of one call whose operands are on `device`, from asking for it until it is finished:
   // the launch overhead and, on a GPU, waiting for it are included. nullopt: nothing like it was
   // measured there. A class without a table of its own is predicted from its nearest kin: weights
-  // packed or not, and ops without products from the addition of as many bytes.
+  // packed or not, int8 caches from f16 ones (on either device they take less), and ops without
+  // products from the addition of as many bytes.
   std::optional<double> CallSeconds(const OpFacts& facts, DeviceKind device) const;
   // The part of CallSeconds that is there however little there is to do. A GPU call that is queued
   // behind others takes about CallSeconds - LaunchSeconds longer than they do.

@@ -7,6 +7,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "core/status.h"
 #include "dispatch/profile_file.h"
 
@@ -14,6 +15,7 @@ namespace tandem {
 namespace {
 
 constexpr char kWhat[] = "cost profile";
+constexpr char kProfileKind[] = "costs";  // in names of files
 constexpr std::string_view kFormat = "tandem cost profile 1";
 
 bool Positive(double value) { return std::isfinite(value) && value > 0.0; }
@@ -208,7 +210,7 @@ absl::StatusOr<CostProfile> CostProfileFromJson(std::string_view text) {
 }
 
 std::string DefaultCostProfilePath(std::string_view machine) {
-  return DefaultProfilePath("costs", machine);
+  return DefaultProfilePath(kProfileKind, machine);
 }
 
 absl::StatusOr<CostProfile> ReadCostProfile(const std::string& path) {
@@ -221,7 +223,10 @@ absl::StatusOr<std::optional<CostProfile>> LoadCostProfile(const std::string& pa
                                                            std::string* note) {
   std::error_code error;
   if (!required && (path.empty() || !std::filesystem::exists(path, error))) {
-    *note = "not measured on this machine (tandem calibrate)";
+    const std::string stale = path.empty() ? "" : FindStaleProfile(kProfileKind, path, machine);
+    *note = stale.empty() ? "not measured on this machine (tandem calibrate)"
+                          : absl::StrCat("ignored: it was measured with ", stale, ", this is ",
+                                         std::string(machine), "; tandem calibrate measures anew");
     return std::nullopt;
   }
   absl::StatusOr<CostProfile> profile = ReadCostProfile(path);
@@ -235,6 +240,7 @@ absl::StatusOr<std::optional<CostProfile>> LoadCostProfile(const std::string& pa
   }
   if (required) return profile.status();
   *note = "ignored: " + Message(profile.status());
+  if (note->find(path) == std::string::npos) absl::StrAppend(note, " (", path, ")");
   return std::nullopt;
 }
 

@@ -3,8 +3,8 @@
 // measures it, dispatch/cost_model.h predicts from it.
 //
 // A profile belongs to the machine that it was measured on: CPU, instruction set, threads, GPU and
-// library version (Context::machine_key; not the driver's). One of another machine, of another
-// schema version or that is damaged is ignored, and says why.
+// its driver, and library version (Context::machine_key). One of another machine, of another schema
+// version or that is damaged is ignored, and the context warns (Context::warnings).
 //
 //   place         $XDG_CACHE_HOME/tandem/costs-<hash of machine>.json (~/.cache without it)
 //   file, JSON    {"format": "tandem cost profile 1", "machine": "...",
@@ -91,7 +91,8 @@ std::string DefaultCostProfilePath(std::string_view machine);
 absl::StatusOr<CostProfile> ReadCostProfile(const std::string& path);
 // The profile in the file if it is of `machine`. `required`: false means that a missing, broken or
 // foreign file is no error but nullopt, with the reason in `note`; it begins with "ignored" where
-// there is a file.
+// there is a file, or one beside it that was measured before the GPU, its driver or the library
+// changed.
 absl::StatusOr<std::optional<CostProfile>> LoadCostProfile(const std::string& path,
                                                            std::string_view machine, bool required,
                                                            std::string* note);

@@ -17,7 +17,9 @@ absl::StatusOr<Graph> Graph::Capture(Context& context, DeviceKind kind,
   }
   TANDEM_RETURN_IF_ERROR(device->backend->BeginCapture(*device->stream));
   const std::shared_ptr<Buffer> scratch = device->scratch;
+  context.health().SetRecording(true);
   absl::Status status = work();
+  context.health().SetRecording(false);
   absl::StatusOr<std::unique_ptr<RecordedWork>> recorded =
       device->backend->EndCapture(*device->stream);
   TANDEM_RETURN_IF_ERROR(status);

@@ -229,6 +229,7 @@ absl::StatusOr<KernelPreferences> LoadKernelPreferences(const std::string& path,
   }
   if (required) return loaded.status();
   *note = "ignored: " + Message(loaded.status());
+  if (note->find(path) == std::string::npos) absl::StrAppend(note, " (", path, ")");
   return KernelPreferences();
 }
 

@@ -17,8 +17,8 @@ TensorView Sent(const TensorView& view) {
 
 }  // namespace
 
-absl::Status BlockPair::Reserve(Context& context, int64_t bytes) {
-  if (bytes <= this->bytes()) return absl::OkStatus();
+absl::Status BlockPair::Reserve(Context& context, int64_t bytes, bool on_gpu) {
+  if (bytes <= this->bytes() && (gpu_ != nullptr || !on_gpu)) return absl::OkStatus();
   ContextDevice* gpu = context.device(DeviceKind::kCuda);
   if (gpu == nullptr) return InvalidArgument("device: cuda is not present");
   // Growing by half at least: caches grow by a token per call, and so do masks.
@@ -29,7 +29,9 @@ absl::Status BlockPair::Reserve(Context& context, int64_t bytes) {
   Allocator* pinned = gpu->backend->pinned_allocator();
   Allocator& host = pinned != nullptr ? *pinned : context.host_allocator();
   TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<Buffer> on_host, host.Allocate(size));
-  TANDEM_ASSIGN_OR_RETURN(gpu_, gpu->backend->allocator().Allocate(size));
+  if (on_gpu) {
+    TANDEM_ASSIGN_OR_RETURN(gpu_, gpu->backend->allocator().Allocate(size));
+  }
   pinned_ = std::move(on_host);
   return absl::OkStatus();
 }
@@ -70,7 +72,7 @@ void Parcel::Add(TensorView& view) {
 absl::Status Parcel::Send(Context& context) {
   if (overflow_) return absl::InternalError("parcel: too many operands");
   if (count_ == 0) return absl::OkStatus();
-  TANDEM_RETURN_IF_ERROR(blocks_.Reserve(context, bytes_));
+  TANDEM_RETURN_IF_ERROR(blocks_.Reserve(context, bytes_, to_ == DeviceKind::kCuda));
   ContextDevice& gpu = *context.device(DeviceKind::kCuda);
   char* const pinned = static_cast<char*>(blocks_.data(DeviceKind::kCpu));
   char* const target = static_cast<char*>(blocks_.data(to_));

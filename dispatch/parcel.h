@@ -19,8 +19,9 @@ namespace tandem {
 
 class BlockPair {
  public:
-  // Makes both at least `bytes` large. ResourceExhausted: out of memory of either kind.
-  absl::Status Reserve(Context& context, int64_t bytes);
+  // Makes both at least `bytes` large, or only the host's. ResourceExhausted: out of memory of
+  // either kind.
+  absl::Status Reserve(Context& context, int64_t bytes, bool on_gpu = true);
   void* data(DeviceKind kind) const;
   int64_t bytes() const { return pinned_ == nullptr ? 0 : pinned_->bytes(); }
   // Copies the first `bytes` from one to the other on the GPU's stream.

@@ -11,7 +11,9 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "core/status.h"
 
 namespace tandem {
@@ -122,6 +124,46 @@ std::string DefaultProfilePath(std::string_view kind, std::string_view machine) 
   uint64_t hash = 14695981039346656037u;  // FNV-1a
   for (const char c : machine) hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211u;
   return absl::StrFormat("%s/tandem/%s-%016x.json", folder, std::string(kind), hash);
+}
+
+std::vector<std::string> MachineParts(std::string_view machine) {
+  return absl::StrSplit(std::string(machine), "; ");
+}
+
+std::string FindStaleProfile(std::string_view kind, const std::string& path,
+                             std::string_view machine) {
+  constexpr int kMostFiles = 200;
+  const std::vector<std::string> own = MachineParts(machine);
+  const std::string prefix = absl::StrCat(std::string(kind), "-");
+  std::error_code error;
+  std::string newest;
+  std::filesystem::file_time_type when;
+  int files = 0;
+  for (std::filesystem::directory_iterator at(std::filesystem::path(path).parent_path(), error),
+       end;
+       !error && at != end && files < kMostFiles; at.increment(error)) {
+    const std::string name = at->path().filename().string();
+    if (!name.starts_with(prefix) || !name.ends_with(".json")) continue;
+    ++files;
+    const absl::StatusOr<std::string> text = ReadProfileFile(kind, at->path().string());
+    if (!text.ok()) continue;
+    const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object()) continue;
+    std::string measured;
+    if (!ObjectReader(std::string(kind), json, "").String("machine", measured).ok()) continue;
+    const std::vector<std::string> parts = MachineParts(measured);
+    // tandem's version; the CPU; the GPU and its driver.
+    if (parts.size() != own.size() || parts.size() < 3 || parts[1] != own[1] ||
+        measured == machine) {
+      continue;
+    }
+    const std::filesystem::file_time_type written = at->last_write_time(error);
+    if (newest.empty() || written > when) {
+      newest = measured;
+      when = written;
+    }
+  }
+  return newest;
 }
 
 absl::StatusOr<std::string> ReadProfileFile(std::string_view what, const std::string& path) {

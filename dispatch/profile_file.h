@@ -6,6 +6,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/device.h"
@@ -48,6 +49,14 @@ std::string DumpJson(const nlohmann::json& json);
 // $XDG_CACHE_HOME/tandem/<kind>-<hash of machine>.json (~/.cache without it); empty if neither that
 // nor $HOME is set.
 std::string DefaultProfilePath(std::string_view kind, std::string_view machine);
+
+// "tandem 1.0; AMD EPYC ..., 8 threads; cuda:0 ..." in parts: what a profile belongs to.
+std::vector<std::string> MachineParts(std::string_view machine);
+// Of the profiles in the folder of `path` (which is not there itself), one that was measured on
+// this machine before it changed: with the same CPU, instruction set and threads and as many
+// devices, but another version, GPU or driver. What it was measured with; empty: there is none.
+std::string FindStaleProfile(std::string_view kind, const std::string& path,
+                             std::string_view machine);
 
 // The text of a regular file of at most 16 MiB. InvalidArgument otherwise, beginning with `what`.
 absl::StatusOr<std::string> ReadProfileFile(std::string_view what, const std::string& path);

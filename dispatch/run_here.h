@@ -1,5 +1,6 @@
 // Running an op on the device where its operands are, whatever the policy says: for those who have
-// decided already (attention and products on two devices at once).
+// decided already (attention and products on two devices at once). What fails is the caller's: it
+// knows what of a shared call has been done (FallBack in dispatch/fallback.h).
 #pragma once
 
 #include "core/status.h"
@@ -41,6 +42,22 @@ absl::Status RunHere(Context& context, const Args& args, TraceRecord* queued = n
   }
   record.duration_ns = context.trace().Now() - record.start_ns;
   context.trace().Add(record);
+  return status;
+}
+
+// Runs a call on the CPU of whose operands some are in GPU memory: these are fetched, and what it
+// writes there is put back. No kernel runs on the GPU. After an error nothing has been written.
+template <typename Args>
+absl::Status RunFetched(Context& context, const Args& args) {
+  ContextDevice& cpu = *context.device(DeviceKind::kCpu);
+  ContextDevice* gpu = context.device(DeviceKind::kCuda);
+  if (gpu == nullptr) return RunHere(context, args);
+  OwnedArgs<Args> owned(args);
+  Transfer transfer;
+  internal::Move(owned, transfer, cpu.backend->device());
+  absl::Status status = transfer.Upload(*gpu, cpu);
+  if (status.ok()) status = RunHere(context, owned.args);
+  if (status.ok()) status = transfer.Download(cpu, *gpu);
   return status;
 }
 

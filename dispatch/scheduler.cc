@@ -156,6 +156,24 @@ std::string Predictions(const Decision& decision) {
   return text;
 }
 
+// What the policy says, were every device well.
+Decision ByPolicy(const DecisionInputs& inputs, const Policy& policy, const CostModel* model,
+                  const CostCorrection* correction) {
+  switch (policy.kind) {
+    case PolicyKind::kCpu:
+      return {DeviceKind::kCpu, Decision::Rule::kPolicy};
+    case PolicyKind::kCuda:
+      return {DeviceKind::kCuda, Decision::Rule::kPolicy};
+    case PolicyKind::kFixed:
+      break;
+    case PolicyKind::kAuto:
+    case PolicyKind::kCalibrated:
+      if (model != nullptr) return ChooseCalibrated(inputs, policy, *model, correction);
+      break;
+  }
+  return ChooseFixed(inputs, policy);
+}
+
 }  // namespace
 
 absl::StatusOr<PolicyKind> ParsePolicyKind(std::string_view name) {
@@ -199,19 +217,12 @@ Decision Choose(const DecisionInputs& inputs, const Policy& policy, const CostMo
   if (inputs.forced_device) return {*inputs.forced_device, Rule::kForced};
   if (inputs.placed) return {inputs.facts.operands.kind, Rule::kPlaced};
   if (!inputs.cuda_present) return {DeviceKind::kCpu, Rule::kOnlyCpu};
-  switch (policy.kind) {
-    case PolicyKind::kCpu:
-      return {DeviceKind::kCpu, Rule::kPolicy};
-    case PolicyKind::kCuda:
-      return {DeviceKind::kCuda, Rule::kPolicy};
-    case PolicyKind::kFixed:
-      break;
-    case PolicyKind::kAuto:
-    case PolicyKind::kCalibrated:
-      if (model != nullptr) return ChooseCalibrated(inputs, policy, *model, correction);
-      break;
-  }
-  return ChooseFixed(inputs, policy);
+  const Decision decision = ByPolicy(inputs, policy, model, correction);
+  if (inputs.cuda_state == GpuState::kReady || decision.device == DeviceKind::kCpu) return decision;
+  if (inputs.cuda_state == GpuState::kLost) return {DeviceKind::kCpu, Rule::kGpuLost};
+  // What is there already is cheaper tried there than fetched.
+  if (inputs.facts.operands.kind == DeviceKind::kCuda) return decision;
+  return {DeviceKind::kCpu, Rule::kGpuBackOff};
 }
 
 std::string Explain(const Decision& decision, const DecisionInputs& inputs, const Policy& policy) {
@@ -230,6 +241,12 @@ std::string Explain(const Decision& decision, const DecisionInputs& inputs, cons
     case Rule::kNoKernel:
       return absl::StrCat("runs where its operands live (", Name(inputs.facts.operands),
                           "), for the other device has no kernel for it");
+    case Rule::kGpuLost:
+      return "the GPU is lost";
+    case Rule::kGpuBackOff:
+      return "calls like this failed on the GPU a moment ago: it is left alone for a while";
+    case Rule::kGpuFailed:
+      return "the GPU failed at this call: it ran on the CPU instead";
     case Rule::kAboveThreshold:
       return Comparison(inputs.facts, policy, true);
     case Rule::kBelowThreshold:

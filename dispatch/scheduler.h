@@ -105,9 +105,17 @@ struct OpFacts {
   bool batch_invariant = false;
 };
 
+// Can the GPU be asked (dispatch/device_health.h)?
+enum class GpuState : uint8_t {
+  kReady,
+  kBackOff,  // calls like this have failed there a moment ago
+  kLost,     // present, but it refuses all work
+};
+
 struct DecisionInputs {
   OpFacts facts;
   bool cuda_present = false;
+  GpuState cuda_state = GpuState::kReady;
   std::optional<DeviceKind> forced_device;
   // The caller has chosen the device already, by where it put the operands (PlacedCalls).
   bool placed = false;
@@ -148,7 +156,10 @@ struct Decision {
     kPredicted,     // least predicted time
     kWithinMargin,  // the other device is predicted to be faster, but not by the margin
     kNoMemory,      // the other device is predicted to be faster, but has no room for the operands
-    kExplores       // the other device is predicted to be faster; to see whether it is
+    kExplores,      // the other device is predicted to be faster; to see whether it is
+    kGpuLost,       // the policy's device is the GPU, which is lost
+    kGpuBackOff,    // the same, which is left alone for a while
+    kGpuFailed,     // the GPU was tried and failed: CPU instead (dispatch/fallback.h)
   } rule = Rule::kOnlyCpu;
   // By the calibrated policy.
   PerDevice<Prediction> predicted = {};

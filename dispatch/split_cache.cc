@@ -8,6 +8,7 @@
 #include "core/backend.h"
 #include "core/ops/kv_append.h"
 #include "core/status.h"
+#include "dispatch/fallback.h"
 #include "dispatch/run_here.h"
 
 namespace tandem {
@@ -198,8 +199,7 @@ absl::Status SplitKvCache::AppendPiece(const CacheAppendArgs& args, DeviceKind k
   return RunHere(*context_, piece);
 }
 
-absl::Status SplitKvCache::Append(const CacheAppendArgs& args) {
-  TANDEM_RETURN_IF_ERROR(CheckAppend(args));
+absl::Status SplitKvCache::AppendPieces(const CacheAppendArgs& args) {
   const int64_t tokens = args.k.dim(2);
   const int64_t on_gpu = std::clamp<int64_t>(gpu_rows_ - length_, 0, tokens);
   const DeviceKind home = args.k.device.kind;
@@ -222,10 +222,87 @@ absl::Status SplitKvCache::Append(const CacheAppendArgs& args) {
                  Tokens(rope.positions, rope.positions.rank() - 1, tokens - queries, queries),
                  rope.inv_freq, args.q_out, rope.pairing, rope.magnitude}));
   }
+  return Advance(tokens);
+}
+
+absl::Status SplitKvCache::Advance(int64_t tokens) {
+  const int64_t on_gpu = std::clamp<int64_t>(gpu_rows_ - length_, 0, tokens);
   if (on_gpu > 0) TANDEM_RETURN_IF_ERROR(cache(DeviceKind::kCuda)->Advance(on_gpu));
   if (tokens > on_gpu) TANDEM_RETURN_IF_ERROR(cache(DeviceKind::kCpu)->Advance(tokens - on_gpu));
   length_ += tokens;
   return absl::OkStatus();
+}
+
+absl::Status SplitKvCache::AppendOnCpu(const CacheAppendArgs& args) {
+  const int64_t tokens = args.k.dim(2), queries = args.q.present() ? args.q.dim(2) : 0;
+  const KvCache& own = *cache(DeviceKind::kCpu);
+  KvAppendArgs append;
+  append.k = args.k;
+  append.v = args.v;
+  append.rope = args.rope;
+  if (queries == tokens) {
+    append.q = args.q;
+    append.q_out = args.q_out;
+  }
+  append.k_cache = own.k();
+  append.v_cache = own.v();
+  append.k_scale = own.k_scale();
+  append.v_scale = own.v_scale();
+  append.position = length_;
+  TANDEM_RETURN_IF_ERROR(RunFetched(*context_, append));
+  if (queries > 0 && queries < tokens) {
+    const RopeRotation& rope = args.rope;
+    TANDEM_RETURN_IF_ERROR(RunFetched(
+        *context_,
+        RopeArgs{args.q,
+                 Tokens(rope.positions, rope.positions.rank() - 1, tokens - queries, queries),
+                 rope.inv_freq, args.q_out, rope.pairing, rope.magnitude}));
+  }
+  return Advance(tokens);
+}
+
+absl::Status SplitKvCache::Append(const CacheAppendArgs& args) {
+  TANDEM_RETURN_IF_ERROR(CheckAppend(args));
+  absl::Status status = AppendPieces(args);
+  DeviceHealth& health = context_->health();
+  if (status.ok() && health.calm()) return status;
+  if (!status.ok() && !DeviceFailed(status)) return status;
+  const bool on_gpu = args.k.device.kind == DeviceKind::kCuda;
+  OpFacts facts;
+  facts.op = OpKind::kKvAppend;
+  facts.bytes = 2 * ByteOffset(args.k.dtype, args.k.num_elements() + args.v.num_elements());
+  if (status.ok()) {
+    if (on_gpu || length_ <= gpu_rows_) health.Succeeded(facts.op, facts.bytes);
+    return status;
+  }
+  ContextDevice* gpu = context_->device(DeviceKind::kCuda);
+  if (gpu == nullptr || (!on_gpu && length_ >= gpu_rows_)) return status;  // the CPU's alone
+  // An empty cache can be made anew.
+  const bool resident = on_gpu || part(DeviceKind::kCuda).rows > 0;
+  facts.operands = resident ? gpu->backend->device() : Device{};
+  bool on_cpu = false;
+  int64_t event = 0;
+  const auto after = [&] {  // what the failed call left on the stream reads the parcel
+    gpu->stream->Synchronize().IgnoreError();
+    parcel_pending_ = false;
+  };
+  status = FallBack(
+      *context_, facts, context_->options().device == DeviceKind::kCuda, std::move(status),
+      [&] {
+        after();
+        parcel_.Release();
+        return AppendPieces(args);
+      },
+      [&]() -> absl::Status {
+        on_cpu = true;
+        after();
+        TANDEM_RETURN_IF_ERROR(Move(0));
+        parcel_.Release();
+        return on_gpu ? AppendOnCpu(args) : AppendPieces(args);
+      },
+      event);
+  fallbacks_ += status.ok() && on_cpu;
+  return status;
 }
 
 absl::Status SplitKvCache::Truncate(int64_t length) {
@@ -261,19 +338,20 @@ absl::Status SplitKvCache::Move(int64_t gpu_rows) {
   // Between these rows neither the old nor the new place changes.
   const std::array<int64_t, 4> bounds = {0, std::min(gpu_rows, gpu_rows_),
                                          std::max(gpu_rows, gpu_rows_), capacity()};
+  bool copied = parcel_pending_;
   for (size_t i = 0; i + 1 < bounds.size(); ++i) {
     const int64_t begin = bounds[i], rows = std::min(bounds[i + 1], length_) - begin;
     if (rows <= 0) continue;
     const DeviceKind from = begin < gpu_rows_ ? DeviceKind::kCuda : DeviceKind::kCpu;
     const DeviceKind to = begin < gpu_rows ? DeviceKind::kCuda : DeviceKind::kCpu;
     KvCache& target = *moved.cache(to);
+    copied = copied || from == DeviceKind::kCuda || to == DeviceKind::kCuda;
     TANDEM_RETURN_IF_ERROR(CopyRows(*context_, *cache(from), begin - PartBegin(from), target,
                                     begin - moved.PartBegin(to), rows));
     TANDEM_RETURN_IF_ERROR(target.Advance(rows));
   }
-  if (ContextDevice* gpu = context_->device(DeviceKind::kCuda)) {
-    TANDEM_RETURN_IF_ERROR(gpu->stream->Synchronize());
-  }
+  ContextDevice* gpu = context_->device(DeviceKind::kCuda);
+  if (gpu != nullptr && copied) TANDEM_RETURN_IF_ERROR(gpu->stream->Synchronize());
   parts_ = std::move(moved.parts_);
   gpu_rows_ = gpu_rows;
   parcel_pending_ = false;

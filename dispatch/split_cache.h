@@ -65,9 +65,13 @@ class SplitKvCache {
 
   // Writes new tokens behind length(), each to the device its row is on, and counts them. Where
   // the rows are elsewhere than k and v those are sent there, in one copy. InvalidArgument: as
-  // KvAppend's; more tokens than there is room for. After any error the cache is as before; q_out
-  // may hold anything.
+  // KvAppend's; more tokens than there is room for. When the GPU fails, the cache moves to host
+  // memory if its rows can still be copied there, and the tokens are appended there, unless the
+  // context forces the GPU (dispatch/fallback.h). After any error the cache is as before; q_out may
+  // hold anything.
   absl::Status Append(const CacheAppendArgs& args);
+  // Appends that failed on the GPU, and that the CPU did after the cache was moved.
+  int64_t fallbacks() const { return fallbacks_; }
   // Forgets everything from position `length` on (0 <= length <= length()).
   absl::Status Truncate(int64_t length);
   // Moves rows so that the first `gpu_rows` are on the GPU, all others in host memory; waits until
@@ -84,6 +88,11 @@ class SplitKvCache {
   absl::Status AppendPiece(const CacheAppendArgs& args, DeviceKind kind, int64_t begin,
                            int64_t tokens, bool with_q);
   absl::Status CheckAppend(const CacheAppendArgs& args) const;
+  // Of valid arguments.
+  absl::Status AppendPieces(const CacheAppendArgs& args);
+  // All in host memory, by the CPU: what is on the GPU is fetched.
+  absl::Status AppendOnCpu(const CacheAppendArgs& args);
+  absl::Status Advance(int64_t tokens);
   // nullptr: it has no rows there.
   KvCache* cache(DeviceKind kind) {
     std::optional<KvCache>& own = parts_[static_cast<size_t>(kind)];
@@ -102,6 +111,7 @@ class SplitKvCache {
   std::array<std::optional<KvCache>, 2> parts_;  // by DeviceKind; absent: no rows
   Parcel parcel_;
   bool parcel_pending_ = false;
+  int64_t fallbacks_ = 0;
 };
 
 }  // namespace tandem

@@ -56,6 +56,14 @@ class Search {
       }
     }
     if (bad_) return InvalidArgument("cpu, gpu: expected times >= 0");
+    const double alone = std::min(cpu_alone, gpu_alone);
+    if (best_.gpu > 0 && best_.gpu < total && best_.seconds >= (1.0 - problem_.margin) * alone) {
+      if (cpu_alone <= gpu_alone) {
+        Take(0, cpu_alone, cpu_alone, 0.0);
+      } else {
+        Take(total, gpu_alone, 0.0, gpu_alone);
+      }
+    }
     if (std::isinf(best_.seconds)) return Unimplemented("neither device can do its share");
     // Bound by memory: the last share that fits still leaves the GPU waiting.
     best_.memory_bound = problem_.gpu_most < total && best_.gpu < total &&
@@ -107,6 +115,9 @@ absl::StatusOr<SplitChoice> ChooseSplit(const SplitProblem& problem, ShareSecond
   }
   if (!(problem.queue_seconds >= 0.0) || !(problem.join_seconds >= 0.0)) {
     return InvalidArgument("queue_seconds, join_seconds: expected >= 0");
+  }
+  if (!(problem.margin >= 0.0 && problem.margin < 1.0)) {
+    return InvalidArgument("margin: expected 0 <= margin < 1");
   }
   return Search(problem, cpu, gpu).Run();
 }

@@ -8,7 +8,7 @@
 // first term of max falls with g and the second rises, so the least of it is where they cross,
 // found by bisection: exact for times that rise with the share. Times from measured tables may dip;
 // some evenly spaced shares are looked at as well. Never slower, by these times, than the better
-// device alone.
+// device alone; that one it is unless sharing gains more than `margin`.
 //
 // Pure: times in, share out. What copies cost belongs to the share that needs them.
 #pragma once
@@ -30,6 +30,9 @@ struct SplitProblem {
   double queue_seconds =
       0.0;                    // until the CPU has given the GPU its work and can begin with its own
   double join_seconds = 0.0;  // of what follows when both have finished
+  // Both devices must be faster than the better one alone by more than this part of its time: what
+  // is predicted of part of a call is off by about as much.
+  double margin = 0.0;
 };
 
 // Seconds that a share of 1..total takes; infinite: that device cannot do it.

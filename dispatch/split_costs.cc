@@ -5,6 +5,8 @@
 
 #include "core/ops/matmul.h"
 #include "core/ops/merge_attention.h"
+#include "dispatch/cost_correction.h"
+#include "dispatch/cost_model.h"
 #include "dispatch/facts.h"
 #include "dispatch/split_cache.h"
 
@@ -101,6 +103,34 @@ double Together(const SplitCosts& costs, double cpu, double gpu, double join) {
 
 }  // namespace
 
+SplitCosts CostsOf(const CostModel& model, const CostCorrection* correction) {
+  SplitCosts costs;
+  costs.call = [&model, correction](const OpFacts& facts,
+                                    DeviceKind device) -> std::optional<double> {
+    const int table = model.TableOf(facts, device);
+    if (table < 0) return std::nullopt;
+    const double seconds = model.SecondsFrom(table, CostPointOf(facts));
+    const int slot = CostCorrection::SlotOf(table, /*moved=*/false);
+    return correction == nullptr ? seconds : seconds * correction->Factor(slot);
+  };
+  costs.copy = [&model](DeviceKind from, DeviceKind to, int64_t bytes) {
+    return model.CopySeconds(from, to, bytes, /*pinned=*/true);
+  };
+  costs.queue_seconds = model.LaunchSeconds(kCuda);
+  costs.margin = 0.1;
+  return costs;
+}
+
+std::optional<SplitCosts> CostsOf(Context& context) {
+  const PolicyKind policy = context.options().policy.kind;
+  if (context.cost_model() == nullptr || context.device(kCuda) == nullptr ||
+      context.options().device ||
+      (policy != PolicyKind::kAuto && policy != PolicyKind::kCalibrated)) {
+    return std::nullopt;
+  }
+  return CostsOf(*context.cost_model(), &context.cost_correction());
+}
+
 double AttentionSeconds(const SplitCosts& costs, const CacheCall& call, DeviceKind home,
                         int64_t gpu_rows) {
   gpu_rows = std::clamp<int64_t>(gpu_rows, 0, call.length);
@@ -119,6 +149,7 @@ absl::StatusOr<SplitChoice> ChooseAttentionSplit(const SplitCosts& costs, const 
   problem.step = SplitKvCache::kRowStep;
   problem.gpu_most = std::min(gpu_most, call.length);
   problem.queue_seconds = costs.queue_seconds;
+  problem.margin = costs.margin;
   problem.join_seconds = MergeTime(costs, call, home);
   return ChooseSplit(
       problem, [&](int64_t rows) { return AttentionShare(costs, call, home, kCpu, rows); },
@@ -136,13 +167,12 @@ double MatMulSeconds(const SplitCosts& costs, const ProductCall& call, DeviceKin
 
 absl::StatusOr<SplitChoice> ChooseMatMulSplit(const SplitCosts& costs, const ProductCall& call,
                                               DeviceKind home, int64_t gpu_most) {
-  // Tiles of 16 columns are what every kernel works in at least.
-  constexpr int64_t kColumnStep = 16;
   SplitProblem problem;
   problem.total = call.n;
   problem.step = kColumnStep;
   problem.gpu_most = std::min(gpu_most, call.n);
   problem.queue_seconds = costs.queue_seconds;
+  problem.margin = costs.margin;
   return ChooseSplit(
       problem, [&](int64_t n) { return ProductShare(costs, call, home, kCpu, n); },
       [&](int64_t n) { return ProductShare(costs, call, home, kCuda, n); });

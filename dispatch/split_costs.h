@@ -1,5 +1,5 @@
 // Predicted times of calls that are shared by both devices, and with them the best shares
-// (dispatch/split_choice.h). Pure.
+// (dispatch/split_choice.h). Pure, apart from CostsOf a context.
 //
 // With q or a on the CPU ("home"), the GPU's share pays for the copies of what it reads and of its
 // part of the result; with them on the GPU, the CPU's share does. Copies are of page-locked memory.
@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "core/kv_cache.h"
 #include "core/ops/attention.h"
+#include "dispatch/context.h"
 #include "dispatch/scheduler.h"
 #include "dispatch/split_choice.h"
 
@@ -25,7 +26,17 @@ struct SplitCosts {
   std::function<double(DeviceKind from, DeviceKind to, int64_t bytes)> copy;
   // That the host is busy with giving the GPU a call.
   double queue_seconds = 0.0;
+  double margin = 0.0;  // of SplitProblem
 };
+
+// What a measured machine's model says, times `correction` for what calls took lately (of calls
+// that were not moved; nullptr: none). Both must outlive the result. The host gives the GPU its
+// work in at most the time of a launch, which is waited for as well: that is queue_seconds. Shared
+// calls must be predicted to gain a tenth: tiles and waves are not in the model.
+SplitCosts CostsOf(const CostModel& model, const CostCorrection* correction = nullptr);
+// Those that the context decides by. nullopt if it does not go by predicted times: it has not been
+// measured, has no GPU, forces a device or has another policy.
+std::optional<SplitCosts> CostsOf(Context& context);
 
 // Attention to a cache of `length` rows (whose capacity does not matter).
 struct CacheCall {
@@ -45,6 +56,10 @@ double AttentionSeconds(const SplitCosts& costs, const CacheCall& call, DeviceKi
 // The rows that the GPU should have, of which `gpu_most` fit. Errors: see ChooseSplit.
 absl::StatusOr<SplitChoice> ChooseAttentionSplit(const SplitCosts& costs, const CacheCall& call,
                                                  DeviceKind home, int64_t gpu_most);
+
+// Shares of products are whole numbers of so many columns: the tiles that every kernel works in at
+// least.
+inline constexpr int64_t kColumnStep = 16;
 
 // A product of [m, k] and weights [n, k].
 struct ProductCall {

@@ -52,15 +52,32 @@ class SplitWeights {
   std::unique_ptr<PackedWeights> packed_;
 };
 
+// What weights will be used for.
+struct ProductUse {
+  int64_t m = 1;                       // rows of a
+  DeviceKind home = DeviceKind::kCpu;  // where a and out will be
+  DType input = DType::kF32;
+  DType output = DType::kF32;
+  bool packed = false;    // the host's part will be
+  int64_t gpu_bytes = 0;  // most GPU memory that they may take; 0: what is free
+};
+// The columns that the GPU should have of weights [N, K]: by the context's predicted times (CostsOf
+// in dispatch/split_costs.h) those with which both devices finish together; where it has none, all
+// that fit or none, as its policy decides. InvalidArgument: not a matrix, m < 1.
+absl::StatusOr<int64_t> BestGpuColumns(Context& context, const TensorView& weights,
+                                       const ProductUse& use);
+
 // Keeps the memory of partial results from call to call.
 class SplitMatMul {
  public:
   explicit SplitMatMul(Context& context) : context_(context) {}
 
   // MatMul (core/ops/matmul.h) with these weights; args.b and b_packed must not be set, a is
-  // [M, K]. When the GPU fails, the CPU computes its columns too, unless the context forces the
-  // GPU. InvalidArgument: as MatMulInto's. After an error of any other kind columns of out may have
-  // been written.
+  // [M, K]. When the GPU fails, the CPU computes its columns too, unless the context forces the GPU
+  // (dispatch/fallback.h); where a is in GPU memory, it is fetched, and what is missing of out is
+  // put there. While the GPU is lost or left alone, products with a in host memory are the CPU's.
+  // InvalidArgument: as MatMulInto's. After an error of any other kind columns of out may have been
+  // written.
   absl::Status Run(const SplitWeights& weights, const MatMulArgs& args);
 
   // The three steps of Run. The weights and the memory of args must stay as they are until Finish.
@@ -80,6 +97,13 @@ class SplitMatMul {
   };
   Side& side(DeviceKind kind) { return sides_[static_cast<size_t>(kind)]; }
   MatMulArgs Columns(int64_t begin, int64_t columns) const;
+  // Checks the arguments and sets both sides' but for what comes from the other device.
+  absl::Status Prepare(const SplitWeights& weights, const MatMulArgs& args);
+  absl::Status Steps(const SplitWeights& weights, const MatMulArgs& args);
+  // By the CPU, what is missing after Steps failed, or after Prepare.
+  absl::Status RunRest(const SplitWeights& weights);
+  absl::Status Recover(const SplitWeights& weights, const MatMulArgs& args, absl::Status status);
+  static int64_t BytesOnGpu(const SplitWeights& weights, const MatMulArgs& args);
 
   Context& context_;
   MatMulArgs whole_;
@@ -90,7 +114,8 @@ class SplitMatMul {
   BlockPair results_;  // of the part that is away
   int64_t result_bytes_ = 0;
   std::unique_ptr<Event> sent_;
-  bool host_done_ = false;
+  bool host_done_ = false;   // its columns of out, in host memory, are written
+  bool gpu_queued_ = false;  // the kernel that writes the GPU's
   TraceRecord queued_;
   int64_t fallbacks_ = 0;
 };

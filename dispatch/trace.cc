@@ -23,6 +23,7 @@ nlohmann::json Arguments(const TraceRecord& record, const Policy& policy) {
                          {"elements", facts.elements},
                          {"bytes", facts.bytes}};
   if (facts.flops > 0.0) args["flops"] = facts.flops;
+  if (record.fault > 0) args["fault"] = record.fault;
   if (record.moved_bytes > 0) args["bytes_moved"] = record.moved_bytes;
   for (const DeviceKind kind : kDeviceKinds) {
     const Prediction& p = record.decision.predicted[kind];
@@ -80,6 +81,7 @@ void Trace::WriteChromeTrace(std::ostream& out, const Policy& policy) const {
   for (const TraceRecord& record : records_) {
     if (record.device.kind == DeviceKind::kCuda) cuda = record.device;
   }
+  for (const TraceNote& note : notes_) cuda = note.device;
   for (const Device device : {Device{}, cuda}) {
     const nlohmann::json name = {{"name", "thread_name"},
                                  {"ph", "M"},
@@ -97,6 +99,17 @@ void Trace::WriteChromeTrace(std::ostream& out, const Policy& policy) const {
                                   {"ts", static_cast<double>(record.start_ns) * 1e-3},
                                   {"dur", static_cast<double>(record.duration_ns) * 1e-3},
                                   {"args", Arguments(record, policy)}};
+    out << ",\n" << event.dump();
+  }
+  for (const TraceNote& note : notes_) {
+    const nlohmann::json event = {{"name", note.text},
+                                  {"cat", "fault"},
+                                  {"ph", "i"},
+                                  {"s", "g"},  // a line through all rows
+                                  {"pid", 1},
+                                  {"tid", static_cast<int>(note.device.kind)},
+                                  {"ts", static_cast<double>(note.time_ns) * 1e-3},
+                                  {"args", {{"number", note.number}}}};
     out << ",\n" << event.dump();
   }
   out << "\n]}\n";

@@ -16,7 +16,7 @@ TensorView At(TensorView view, void* data) {
 }  // namespace
 
 void Transfer::Add(TensorView& view, Access access, Device to) {
-  if (!view.present()) return;
+  if (!view.present() || view.device == to) return;  // lists may be in host memory anyway
   const TensorView original = view;
   view.device = to;
   if (original.empty()) return;  // nothing to copy, and its address is never used

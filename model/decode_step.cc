@@ -63,6 +63,9 @@ std::string_view DecodeSteps::mode() const {
     return "call by call: the model is on two devices, between which the host waits";
   }
   if (!on_gpu()) return "call by call: the CPU has no graphs";
+  if (!session_->recordable()) {
+    return "call by call: the cache is on two devices, between which the host waits";
+  }
   if (!use_graph_) return "call by call: graphs are off";
   if (session_->context().trace().enabled()) return "call by call: a trace times every op";
   return "one graph per token";
@@ -144,8 +147,13 @@ absl::StatusOr<int32_t> DecodeSteps::Choose(const TensorView& logits, uint64_t i
 
 absl::StatusOr<int32_t> DecodeSteps::Next(int32_t token, uint64_t index) {
   if (!all_on_gpu()) {
+    const int64_t before = session_->position();
     TANDEM_ASSIGN_OR_RETURN(const TensorView logits, session_->Forward({&token, 1}));
-    return Choose(logits, index);
+    absl::StatusOr<int32_t> chosen = Choose(logits, index);
+    if (!chosen.ok() && !absl::IsDataLoss(chosen.status())) {
+      TANDEM_RETURN_IF_ERROR(session_->Truncate(before));
+    }
+    return chosen;
   }
   TANDEM_RETURN_IF_ERROR(session_->CheckTokens({&token, 1}));
   // Nothing is under way that would still read these: every step has been waited for.
@@ -161,7 +169,7 @@ absl::StatusOr<int32_t> DecodeSteps::Next(int32_t token, uint64_t index) {
   }
   absl::StatusOr<int32_t> chosen = Chosen();
   if (!chosen.ok() && !absl::IsDataLoss(chosen.status())) return chosen;
-  TANDEM_RETURN_IF_ERROR(session_->CountToken());
+  TANDEM_RETURN_IF_ERROR(session_->CountToken(token));
   return chosen;
 }
 

@@ -61,7 +61,7 @@ class DecodeSteps {
 
   // Are the logits, is everything?
   bool on_gpu() const { return session_->model().device() != DeviceKind::kCpu; }
-  bool all_on_gpu() const { return on_gpu() && session_->model().on_one_device(); }
+  bool all_on_gpu() const { return on_gpu() && session_->recordable(); }
   // Calls of one step, and of its end.
   absl::Status QueueStep();
   absl::Status QueueChoice(const TensorView& logits);

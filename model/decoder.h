@@ -23,25 +23,31 @@
 //
 // The parts of a model may be on different devices (decoder_placement.h): then a session has
 // activations on both, and x is copied from one to the other between parts on different ones, on
-// the host in page-locked memory. Every op runs where its weights are.
+// the host in page-locked memory. Every op runs where its weights are. Caches of layers on the GPU
+// may reach into host memory (DecoderPlacement::gpu_cache_rows): both devices then attend to their
+// rows at once.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "core/kv_cache.h"
 #include "core/ops/grouped_matmul.h"
 #include "core/ops/matmul.h"
 #include "core/tensor.h"
+#include "dispatch/cache_attention.h"
 #include "dispatch/context.h"
 #include "dispatch/placement.h"
 #include "model/config.h"
 #include "model/decoder_placement.h"
 #include "model/gguf.h"
+#include "model/hybrid.h"
+#include "model/layer_cache.h"
 #include "model/session_options.h"
 #include "model/weights.h"
 
@@ -57,11 +63,12 @@ struct ModelOptions {
   // loading.
   bool pack_quantized = true;
   // Where the weights are kept, and with them every tensor of a session. Default: the device that
-  // the context forces (ContextOptions::device), or the CPU. Weights are copied to a GPU once, when
-  // loading; packing is for the CPU only.
+  // the context forces or prefers (Context::preferred_device), or the CPU. Weights are copied to a
+  // GPU once, when loading; packing is for the CPU only.
   std::optional<DeviceKind> device;
-  // Instead: a device for every part.
+  // Instead: a device for every part; or these chosen, for the memory and the speed that there are.
   std::optional<DecoderPlacement> placement;
+  std::optional<HybridOptions> hybrid;
 };
 
 // Uses memory of the context it was loaded in, which must outlive it.
@@ -83,6 +90,8 @@ class Model {
   bool on_one_device() const { return on_one_device_; }
   // Of the output matrix, and so of logits; of everything, if it is one.
   DeviceKind device() const { return placement_.output; }
+  bool uses(DeviceKind device) const { return placement_.uses(device); }
+  const ModelOptions& options() const { return options_; }  // that it was loaded with
 
  private:
   friend class Session;
@@ -102,6 +111,7 @@ class Model {
   absl::Status MoveWeights(Context& context);
 
   std::shared_ptr<const GgufFile> file_;
+  ModelOptions options_;
   DecoderConfig config_;
   DecoderWeights weights_;
   std::vector<Layer> layers_;
@@ -127,6 +137,8 @@ class Session {
   int64_t position() const { return position_; }  // tokens so far
   int64_t capacity() const { return capacity_; }
   int64_t ubatch() const { return ubatch_; }
+  std::span<const int32_t> tokens() const { return tokens_; }  // the sequence
+  const SessionOptions& options() const { return options_; }   // that it was created with
   // Bytes of caches and activations.
   int64_t bytes() const { return bytes_; }
 
@@ -144,21 +156,32 @@ class Session {
   // For model/decode_step.h: the forward pass of one token whose numbers are read from memory of
   // the model's device when the work runs, so that it can be recorded. Each [1], i32, there: the
   // token, position(), and position() + 1. Returns the logits [1, vocabulary] as Forward does.
-  // FailedPrecondition: the model is not on one device.
+  // FailedPrecondition: not recordable().
   // Nothing is counted until CountToken, which the caller must not forget when the work is done.
+  bool recordable() const {  // is all of it on one device?
+    return model_->on_one_device() && !model_->placement().gpu_cache_rows;
+  }
   struct TokenNumbers {
     TensorView token, position, length;
   };
   absl::StatusOr<TensorView> QueueToken(const TokenNumbers& numbers);
-  absl::Status CountToken();
+  absl::Status CountToken(int32_t token);
   // InvalidArgument: not what can be appended now.
+  static TensorView Rows(const Tensor& tensor, int64_t begin, int64_t count);
   absl::Status CheckTokens(std::span<const int32_t> tokens) const;
 
   // Forgets everything from position `length` on. InvalidArgument unless 0 <= length <=
   // position().
   absl::Status Truncate(int64_t length);
 
+  // For model/recovery.h. Takes over the sequence, caches and all, of another session of the same
+  // model file and options, wherever either lives; this one must be empty.
+  absl::Status CopySequence(const Session& from);
+  // Turns into another session of the same context.
+  void Become(Session&& other) { *this = std::move(other); }
+
  private:
+  Session& operator=(Session&&) = default;
   Session(Context& context, std::shared_ptr<const Model> model)
       : context_(context), model_(std::move(model)) {}
 
@@ -188,18 +211,23 @@ class Session {
   absl::Status RunTokens(const TensorView& ids, const Place& place, int64_t rows,
                          const TensorView& logits);
   absl::Status RunAttention(size_t index, const Place& place, int64_t keep);
+  // The rest of it: the output matrix, added to the residual stream of tokens from `first` on.
+  absl::Status AddAttended(size_t index, const TensorView& attended, int64_t first, int64_t keep);
   // Of `count` tokens from the chunk's `first` on.
   absl::Status RunFeedForward(size_t index, int64_t first, int64_t count);
   static GroupedMatMulArgs::Product Project(const Model::Matrix& matrix, const TensorView& bias,
                                             const TensorView& out);
 
-  Context& context_;
+  std::reference_wrapper<Context> context_;
   std::shared_ptr<const Model> model_;
+  SessionOptions options_;
+  std::vector<int32_t> tokens_;
   int64_t capacity_ = 0;
   int64_t ubatch_ = 0;
   int64_t position_ = 0;
   int64_t bytes_ = 0;
-  std::vector<KvCache> caches_;
+  std::vector<LayerCache> caches_;
+  std::unique_ptr<CacheAttention> split_attention_;  // to caches that are in two places
 
   // Of a GPU: what is sent there with every chunk, and what comes back from ForwardAll.
   Tensor host_ids_, host_positions_, device_logits_;

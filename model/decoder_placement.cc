@@ -29,8 +29,13 @@ std::string Layers(const DecoderPlacement& placement, std::string_view what,
 }  // namespace
 
 std::string Describe(const DecoderPlacement& placement) {
+  const std::string caches =
+      placement.gpu_cache_rows
+          ? absl::StrCat("; of caches on cuda the first ", *placement.gpu_cache_rows,
+                         " tokens, the others on cpu")
+          : "";
   if (placement.on_one_device()) {
-    return absl::StrCat("everything on ", std::string(Name(placement.output)));
+    return absl::StrCat("everything on ", std::string(Name(placement.output)), caches);
   }
   std::vector<std::string> parts;
   const auto add = [&](std::string part) {
@@ -47,7 +52,7 @@ std::string Describe(const DecoderPlacement& placement) {
   add(Layers(halves, "feed-forward network of layers ", &LayerDevices::feed_forward,
              &LayerDevices::feed_forward));
   add(placement.output == DeviceKind::kCuda ? "the output matrix" : "");
-  return absl::StrCat(absl::StrJoin(parts, ", "), " on cuda, the rest on cpu");
+  return absl::StrCat(absl::StrJoin(parts, ", "), " on cuda, the rest on cpu", caches);
 }
 
 }  // namespace tandem

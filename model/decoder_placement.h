@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,11 +25,17 @@ struct DecoderPlacement {
   DeviceKind embedding = DeviceKind::kCpu;
   std::vector<LayerDevices> layers;
   DeviceKind output = DeviceKind::kCpu;  // its norm, its matrix, and so the logits
-  std::string reason;                    // for people
+  // Of caches of layers whose attention is on the GPU, only so many rows, the first ones, are
+  // there, the others in host memory. Not given: all.
+  std::optional<int64_t> gpu_cache_rows = {};
+  int64_t gpu_workspace_bytes = 0;  // that sessions reserve; 0: as it turns out
+  std::string reason;               // for people
 
   static DecoderPlacement Everything(DeviceKind device, int64_t layers) {
-    return {device, std::vector<LayerDevices>(static_cast<size_t>(layers), {device, device}),
-            device, ""};
+    DecoderPlacement placement;
+    placement.embedding = placement.output = device;
+    placement.layers.assign(static_cast<size_t>(layers), {device, device});
+    return placement;
   }
   bool uses(DeviceKind device) const {
     if (embedding == device || output == device) return true;

@@ -136,9 +136,10 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
                           tokenizer.Encode(prompt, {.add_special = session.position() == 0,
                                                     .parse_special = options.parse_special}));
   if (ids.empty()) return InvalidArgument("prompt: expected text that gives at least one token");
-  TANDEM_ASSIGN_OR_RETURN(DecodeSteps steps,
-                          DecodeSteps::Create(session, options.sampling, options.cuda_graph));
-  TANDEM_ASSIGN_OR_RETURN(const TensorView logits, RunPrompt(session, ids, options));
+  TANDEM_ASSIGN_OR_RETURN(ResilientSteps steps,
+                          ResilientSteps::Create(session, options.sampling, options.cuda_graph));
+  TANDEM_ASSIGN_OR_RETURN(const TensorView logits,
+                          steps.Prompt([&] { return RunPrompt(session, ids, options); }));
 
   Generation result;
   GenerateStats& stats = result.stats;
@@ -193,6 +194,7 @@ absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer
   stats.generation_seconds = SecondsSince(generation_begin);
   stats.graph_captures = steps.captures();
   stats.graph_launches = steps.launches();
+  stats.recoveries = steps.recoveries();
   stats.steps = std::string(steps.mode());
   return result;
 }

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "model/decode_step.h"
 #include "model/decoder.h"
+#include "model/recovery.h"
 #include "model/tokenizer.h"
 
 namespace tandem {
@@ -41,13 +42,14 @@ struct GenerateOptions {
 
 struct GenerateStats {
   int64_t prompt_tokens = 0;
-  double prompt_seconds = 0.0;      // until the logits of the first new token are there
-  int64_t generated_tokens = 0;     // an end token included
-  int64_t forwarded_tokens = 0;     // of those, how many went through the model again
-  double generation_seconds = 0.0;  // of those forwards, and of all sampling
-  int64_t graph_captures = 0;       // graphs made for those forwards
-  int64_t graph_launches = 0;       // forwards that were one launch of a graph
-  std::string steps;                // how forwards ran, and why: DecodeSteps::mode
+  double prompt_seconds = 0.0;       // until the logits of the first new token are there
+  int64_t generated_tokens = 0;      // an end token included
+  int64_t forwarded_tokens = 0;      // of those, how many went through the model again
+  double generation_seconds = 0.0;   // of those forwards, and of all sampling
+  int64_t graph_captures = 0;        // graphs made for those forwards
+  int64_t graph_launches = 0;        // forwards that were one launch of a graph
+  std::vector<Recovery> recoveries;  // times that a GPU failed and the CPU went on
+  std::string steps;                 // how forwards ran, and why: DecodeSteps::mode
 
   double PromptTokensPerSecond() const;
   double GenerationTokensPerSecond() const;  // forwarded tokens per second
@@ -63,7 +65,8 @@ struct Generation {
 // Continues the session's sequence with `prompt` (the first one gets the BOS token if the file asks
 // for one), then generates. InvalidArgument for bad options, for a prompt without tokens or longer
 // than what is left of the session's capacity, and for a tokenizer of another vocabulary size; the
-// session is then unchanged.
+// session is then unchanged. A GPU that fails, and that nobody forced, does not end the generation:
+// the session goes on with the CPU (model/recovery.h).
 absl::StatusOr<Generation> Generate(Session& session, const Tokenizer& tokenizer,
                                     std::string_view prompt, const GenerateOptions& options);
 

@@ -1,93 +1,29 @@
-// Asynchronous copies, mbarriers and tensor cores in the emulator: correct kernels give the right
-// result and no report in every order of threads and completions; each planted bug is caught.
+// Asynchronous copies by threads and tensor cores in the emulator: correct kernels give the right
+// result and no report in every order of threads and completions; each planted bug is caught. Bulk
+// copies: cuda_bulk_copy_test.cc.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <string>
 #include <vector>
 
 #include "cuda/device/bulk_copy.h"
 #include "cuda/device/cp_async.h"
 #include "cuda/device/matrix.h"
+#include "cuda/device/mbarrier.h"
 #include "cuda/device/shared.h"
 #include "cuda/device/sync.h"
 #include "cuda/device/warp.h"
 #include "cuda/device/warpgroup.h"
-#include "cuda/emulator/launch.h"
+#include "tests/kernel_verdicts.h"
 #include "tests/sanitizers.h"
 
 namespace tandem::cuda::emulated {
 namespace {
 
-using emulator::EmulatorOptions;
 using emulator::EmulatorStatistics;
 using ::testing::AllOf;
-using ::testing::AnyOf;
 using ::testing::HasSubstr;
-
-struct Params {
-  float* out = nullptr;
-  const float* in = nullptr;
-  int64_t tiles = 0;
-  TensorMap map = {};
-  TensorMap out_map = {};
-};
-
-// Every order of threads with every way to complete asynchronous work.
-std::vector<std::string> Modes() {
-  // ThreadSanitizer looks for races, which it finds in any order.
-  if (kThreadSanitized) return {"fifo", "reverse,eager", "random:1,random"};
-  std::vector<std::string> all;
-  for (const char* completion : {"", ",eager", ",random"}) {
-    for (const char* order : {"fifo", "lifo", "reverse"}) {
-      all.push_back(std::string(order) + completion);
-    }
-    for (int seed = 1; seed <= 6; ++seed) {
-      all.push_back("random:" + std::to_string(seed) + completion);
-    }
-  }
-  return all;
-}
-
-template <auto kKernel>
-absl::Status RunOnce(const Params& params, int64_t threads, int64_t shared_bytes,
-                     const std::string& mode, EmulatorStatistics* statistics = nullptr) {
-  auto options = EmulatorOptions::Parse(mode);
-  EXPECT_TRUE(options.ok()) << options.status();
-  options->statistics = statistics;
-  LaunchConfig config;
-  config.block.x = threads;
-  config.shared_bytes = shared_bytes;
-  return emulator::RunKernel(MakeKernelFunction<kKernel>("planted"), config, &params, *options);
-}
-
-// What all modes say of a kernel that should fill `out` with `expected`: reports, and "wrong
-// result" where there was none but the result is wrong. Empty for a correct kernel.
-template <auto kKernel>
-std::string Verdicts(const Params& given, const std::vector<float>& expected, int64_t threads,
-                     int64_t shared_bytes) {
-  std::string verdicts;
-  Params params = given;
-  std::vector<float> out(expected.size());
-  if (params.out == nullptr) params.out = out.data();
-  for (const std::string& mode : Modes()) {
-    float* result = params.out;
-    std::fill_n(result, expected.size(), -1.0f);
-    const absl::Status status = RunOnce<kKernel>(params, threads, shared_bytes, mode);
-    if (!status.ok()) {
-      verdicts += std::string(status.message()) + "\n";
-      continue;
-    }
-    for (size_t i = 0; i < expected.size(); ++i) {
-      if (!(std::fabs(result[i] - expected[i]) <= 1e-3f * (1 + std::fabs(expected[i])))) {
-        verdicts += mode + ": wrong result\n";
-        break;
-      }
-    }
-  }
-  return verdicts;
-}
 
 // --- cp.async
 
@@ -96,7 +32,7 @@ enum class CopyBug { kNone, kWaitOffByOne, kOneWarpDoesNotWait, kNoBarrier, kOve
 
 // out[i] = sum over tiles of in[tile * kTile + (i + 64) % kTile], through a ring of two tiles.
 template <CopyBug kBug>
-__global__ void SumTiles(const Params p) {
+__global__ void SumTiles(const AsyncParams p) {
   SharedCarver shared;
   auto* ring = shared.Take<float>(2 * kTile);
   const int t = static_cast<int>(threadIdx.x);  // of kTile / 2
@@ -129,7 +65,7 @@ std::string SumTilesVerdicts() {
   for (size_t i = 0; i < kTile; ++i) {
     for (size_t tile = 0; tile < kTiles; ++tile) expected[i] += in[tile * kTile + (i + 64) % kTile];
   }
-  Params params;
+  AsyncParams params;
   params.in = in.data();
   params.tiles = kTiles;
   return Verdicts<&SumTiles<kBug>>(params, expected, kTile / 2, 2 * kTile * 4);
@@ -151,7 +87,7 @@ TEST(EmulatorCatches, CpAsyncIntoATileStillRead) {
   EXPECT_THAT(SumTilesVerdicts<CopyBug::kOverwritesEarly>(), HasSubstr("wrong result"));
 }
 
-__global__ void PartialCopy(const Params p) {
+__global__ void PartialCopy(const AsyncParams p) {
   SharedCarver shared;
   auto* tile = shared.Take<float>(16);
   const int t = static_cast<int>(threadIdx.x);
@@ -167,12 +103,12 @@ TEST(EmulatorAsync, CpAsyncFillsWithZerosWhatIsNotValid) {
   std::fill_n(in, 10, 3.0f);
   std::vector<float> expected(16, 0.0f);
   std::fill_n(expected.begin(), 10, 3.0f);
-  Params params;
+  AsyncParams params;
   params.in = in;
   EXPECT_EQ(Verdicts<&PartialCopy>(params, expected, 32, 64), "");
 }
 
-__global__ void MisalignedCopy(const Params p) {
+__global__ void MisalignedCopy(const AsyncParams p) {
   SharedCarver shared;
   auto* tile = shared.Take<float>(16);
   CopyAsync<16>(tile, p.in + 1);
@@ -182,14 +118,14 @@ __global__ void MisalignedCopy(const Params p) {
 
 TEST(EmulatorCatches, MisalignedVectorAccessOfCpAsync) {
   alignas(16) static const float in[8] = {};
-  Params params;
+  AsyncParams params;
   params.in = in;
   EXPECT_THAT(Verdicts<&MisalignedCopy>(params, {0.0f}, 1, 64),
               AllOf(HasSubstr("misaligned"), HasSubstr("cuda_async_test.cc:")));
 }
 
 // cp.async that arrive at an mbarrier when they complete: nobody waits for their groups.
-__global__ void CopyWithMbarrier(const Params p) {
+__global__ void CopyWithMbarrier(const AsyncParams p) {
   SharedCarver shared;
   auto* tile = shared.Take<float>(64);
   auto* full = shared.Take<Mbarrier>(1);
@@ -208,199 +144,10 @@ __global__ void CopyWithMbarrier(const Params p) {
 TEST(EmulatorAsync, CpAsyncArrivesAtAnMbarrier) {
   alignas(16) float in[64];
   for (int i = 0; i < 64; ++i) in[i] = static_cast<float>(i);
-  Params params;
+  AsyncParams params;
   params.in = in;
   EXPECT_EQ(Verdicts<&CopyWithMbarrier>(params, std::vector<float>(in, in + 64), 32, 64 * 4 + 8),
             "");
-}
-
-// --- a ring of bulk copies with mbarriers
-
-constexpr int kBox = 64;  // rows of a box; a row is 128 bytes
-constexpr int kBoxColumns = 32;
-enum class RingBug {
-  kNone,
-  kWrongBytes,
-  kNoFullWait,
-  kNoEmptyWait,
-  kReleasedEarly,
-  kNoInitFence,
-  kTooManyArrivals,
-};
-
-// Thread 0 loads boxes of a [rows, 32] tensor through a ring of two; warps 1.. add them up:
-// out[r * 32 + c] = sum over boxes.
-template <RingBug kBug>
-__global__ void RingKernel(const Params p) {
-  SharedCarver shared;
-  constexpr int kSlots = 2, kBytes = kBox * kBoxColumns * 4, kConsumers = 64;
-  auto* ring = shared.Take<float>(kSlots * kBox * kBoxColumns, 1024);
-  auto* full = shared.Take<Mbarrier>(kSlots);
-  auto* empty = shared.Take<Mbarrier>(kSlots);
-  const int t = static_cast<int>(threadIdx.x);
-  if (t == 0) {
-    for (int s = 0; s < kSlots; ++s) {
-      MbarrierInit(&full[s], 1);
-      MbarrierInit(&empty[s], kConsumers);
-    }
-    if (kBug != RingBug::kNoInitFence) FenceMbarrierInit();
-  }
-  SyncThreads();
-  if (t < 32) {
-    if (t != 0) return;
-    for (int64_t tile = 0; tile < p.tiles; ++tile) {
-      const int64_t slot = tile % kSlots, round = tile / kSlots;
-      if (kBug != RingBug::kNoEmptyWait && round > 0) {
-        MbarrierWait(&empty[slot], static_cast<uint32_t>((round - 1) & 1));
-      }
-      MbarrierArriveExpect(&full[slot], kBug == RingBug::kWrongBytes ? kBytes + 16 : kBytes);
-      const int32_t at[2] = {0, static_cast<int32_t>(tile * kBox)};
-      TensorLoad(ring + slot * kBox * kBoxColumns, &p.map, at, &full[slot]);
-    }
-    return;
-  }
-  const int c = t - 32;  // of 64: a row each
-  float sums[kBoxColumns] = {};
-  for (int64_t tile = 0; tile < p.tiles; ++tile) {
-    const int64_t slot = tile % kSlots, round = tile / kSlots;
-    if (kBug != RingBug::kNoFullWait) MbarrierWait(&full[slot], static_cast<uint32_t>(round & 1));
-    if (kBug == RingBug::kReleasedEarly) {
-      MbarrierArrive(&empty[slot]);
-      SyncWarp();  // somebody else runs
-    }
-    for (int i = 0; i < kBoxColumns; ++i) {
-      // Swizzled by 128 bytes: chunk j of row r is at chunk j ^ (r % 8).
-      const int chunk = (i / 4) ^ (c % 8);
-      sums[i] += ring[slot * kBox * kBoxColumns + c * kBoxColumns + chunk * 4 + i % 4];
-    }
-    if (kBug != RingBug::kReleasedEarly) MbarrierArrive(&empty[slot]);
-    if (kBug == RingBug::kTooManyArrivals && c == 0) MbarrierArrive(&empty[slot]);
-  }
-  for (int i = 0; i < kBoxColumns; ++i) p.out[c * kBoxColumns + i] = sums[i];
-}
-
-template <RingBug kBug>
-std::string RingVerdicts() {
-  constexpr int64_t kTiles = 6;
-  // The last box reaches 10 rows beyond the tensor, where it finds zeros.
-  constexpr int64_t kRows = kTiles * kBox - 10;
-  std::vector<float> in(static_cast<size_t>(kRows * kBoxColumns) + 4);
-  float* data = in.data();
-  while (reinterpret_cast<uintptr_t>(data) % 16 != 0) ++data;
-  std::vector<float> expected(kBox * kBoxColumns);
-  for (int64_t i = 0; i < kRows * kBoxColumns; ++i) {
-    data[i] = static_cast<float>(i * 13 % 37);
-    expected[static_cast<size_t>(i % (kBox * kBoxColumns))] += data[i];
-  }
-  TensorMapSpec spec;
-  spec.data = data;
-  spec.rank = 2;
-  spec.extent = {kBoxColumns, kRows};
-  spec.stride = {0, kBoxColumns * 4};
-  spec.box = {kBoxColumns, kBox};
-  spec.swizzle = Swizzle::k128;
-  Params params;
-  params.tiles = kTiles;
-  params.map = emulator::EncodeTensorMap(spec).value();
-  return Verdicts<&RingKernel<kBug>>(params, expected, 96, 2 * kBox * kBoxColumns * 4 + 4 * 8);
-}
-
-TEST(EmulatorAsync, RingOfBulkCopiesIsRightInEveryMode) {
-  EXPECT_EQ(RingVerdicts<RingBug::kNone>(), "");
-}
-TEST(EmulatorCatches, WrongExpectedBytes) {
-  EXPECT_THAT(RingVerdicts<RingBug::kWrongBytes>(),
-              AllOf(HasSubstr("deadlock"), HasSubstr("mbarrier"), HasSubstr("16 bytes missing"),
-                    HasSubstr("phase 0")));
-}
-TEST(EmulatorCatches, BulkCopyWithUnfencedMbarrier) {
-  EXPECT_THAT(RingVerdicts<RingBug::kNoInitFence>(), HasSubstr("has not been fenced"));
-}
-TEST(EmulatorCatches, MoreArrivalsThanExpected) {
-  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
-  EXPECT_THAT(RingVerdicts<RingBug::kTooManyArrivals>(), HasSubstr("arrivals"));
-}
-TEST(EmulatorCatches, MissingEmptyWait) {
-  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
-  EXPECT_THAT(RingVerdicts<RingBug::kNoEmptyWait>(),
-              AnyOf(HasSubstr("still writing"), HasSubstr("arrivals"), HasSubstr("wrong result")));
-}
-TEST(EmulatorCatches, MissingFullWait) {
-  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
-  EXPECT_THAT(RingVerdicts<RingBug::kNoFullWait>(), HasSubstr("wrong result"));
-}
-TEST(EmulatorCatches, SlotReleasedEarly) {
-  if (kAddressSanitized) GTEST_SKIP() << "the read itself ends the program";
-  EXPECT_THAT(RingVerdicts<RingBug::kReleasedEarly>(), HasSubstr("wrong result"));
-}
-
-// --- bulk stores
-
-enum class StoreBug { kNone, kNoFence, kOneWarpDoesNotFence, kNoWait, kOverwritesSource };
-
-template <StoreBug kBug>
-__global__ void StoreKernel(const Params p) {
-  SharedCarver shared;
-  auto* tile = shared.Take<float>(kBox * kBoxColumns, 128);
-  const int t = static_cast<int>(threadIdx.x);  // of 64
-  for (int i = 0; i < kBoxColumns; ++i) {
-    tile[t * kBoxColumns + i] = static_cast<float>(t * 100 + i);
-  }
-  if (kBug != StoreBug::kNoFence && (kBug != StoreBug::kOneWarpDoesNotFence || t < 32)) {
-    FenceProxyAsync();
-  }
-  SyncThreads();
-  if (t == 0) {
-    const int32_t at[2] = {0, 0};
-    TensorStore(&p.out_map, at, tile);
-    BulkCommit();
-    if (kBug == StoreBug::kOverwritesSource) {
-      tile[0] = 5.0f;
-      FenceProxyAsync();
-    }
-    if (kBug != StoreBug::kNoWait) BulkWait<0>();
-  }
-}
-
-template <StoreBug kBug>
-std::string StoreVerdicts() {
-  constexpr int64_t kRows = 60;  // the last four rows of the box are left out
-  std::vector<float> memory(kBox * kBoxColumns + 4);
-  float* out = memory.data();
-  while (reinterpret_cast<uintptr_t>(out) % 16 != 0) ++out;
-  std::vector<float> expected(kBox * kBoxColumns, -1.0f);
-  for (size_t r = 0; r < kRows; ++r) {
-    for (size_t c = 0; c < kBoxColumns; ++c) {
-      expected[r * kBoxColumns + c] = static_cast<float>(r * 100 + c);
-    }
-  }
-  TensorMapSpec spec;
-  spec.data = out;
-  spec.rank = 2;
-  spec.extent = {kBoxColumns, kRows};
-  spec.stride = {0, kBoxColumns * 4};
-  spec.box = {kBoxColumns, kBox};
-  Params params;
-  params.out = out;
-  params.out_map = emulator::EncodeTensorMap(spec).value();
-  return Verdicts<&StoreKernel<kBug>>(params, expected, 64, kBox * kBoxColumns * 4);
-}
-
-TEST(EmulatorAsync, BulkStoreIsRightInEveryMode) {
-  EXPECT_EQ(StoreVerdicts<StoreBug::kNone>(), "");
-}
-TEST(EmulatorCatches, BulkStoreWithoutProxyFence) {
-  EXPECT_THAT(StoreVerdicts<StoreBug::kNoFence>(), HasSubstr("without fence.proxy.async"));
-}
-TEST(EmulatorCatches, BulkStoreWithoutProxyFenceOfOneWarp) {
-  EXPECT_THAT(StoreVerdicts<StoreBug::kOneWarpDoesNotFence>(),
-              HasSubstr("without fence.proxy.async"));
-}
-TEST(EmulatorCatches, ThreadEndsBeforeItsBulkStore) {
-  EXPECT_THAT(StoreVerdicts<StoreBug::kNoWait>(), HasSubstr("ends before its bulk store"));
-}
-TEST(EmulatorCatches, SourceOfABulkStoreOverwritten) {
-  EXPECT_THAT(StoreVerdicts<StoreBug::kOverwritesSource>(), HasSubstr("wrong result"));
 }
 
 // --- ldmatrix
@@ -410,7 +157,7 @@ enum class MatrixBug { kNone, kPastItsTile, kNoSyncWarp, kMisaligned, kConflicts
 // A 16x16 tile of 16-bit elements, transposed by ldmatrix.trans; rows of 32 bytes, so that without
 // a permutation rows 0 and 4 share banks.
 template <MatrixBug kBug>
-__global__ void TransposeTile(const Params p) {
+__global__ void TransposeTile(const AsyncParams p) {
   SharedCarver shared;
   auto* tile = shared.Take<uint16_t>(16 * 16);
   const int lane = LaneId();
@@ -444,7 +191,7 @@ std::string TransposeVerdicts() {
     in[i] = static_cast<float>(i);
     expected[i % 16 * 16 + i / 16] = in[i];
   }
-  Params params;
+  AsyncParams params;
   params.in = in.data();
   return Verdicts<&TransposeTile<kBug>>(params, expected, 32, 512);
 }
@@ -452,7 +199,7 @@ std::string TransposeVerdicts() {
 template <MatrixBug kBug>
 int64_t TransposeConflicts() {
   std::vector<float> in(256), out(256);
-  Params params;
+  AsyncParams params;
   params.in = in.data();
   params.out = out.data();
   EmulatorStatistics statistics;
@@ -493,7 +240,7 @@ enum class ProductBug {
 
 // out[64 x 32] = 2 a[64 x 16] b[32 x 16]^T: once with a from shared memory, once from registers.
 template <ProductBug kBug>
-__global__ void ProductKernel(const Params p) {
+__global__ void ProductKernel(const AsyncParams p) {
   constexpr int kN = 32;
   SharedCarver shared;
   auto* a = shared.Take<uint16_t>(64 * 16, 1024);
@@ -550,7 +297,7 @@ std::string ProductVerdicts() {
       }
     }
   }
-  Params params;
+  AsyncParams params;
   params.in = in.data();
   return Verdicts<&ProductKernel<kBug>>(params, expected, 128, 64 * 32 + 32 * 32);
 }

@@ -11,15 +11,14 @@
 #include <vector>
 
 #include "core/status.h"
-#include "cuda/backend.h"
 #include "cuda/emulator/launch.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/attention_decode.h"
-#include "cuda/runtime/emulated_runtime.h"
 #include "cuda/runtime/handles.h"
 #include "cuda/stream.h"
 #include "tests/cases/attention_cases.h"
 #include "tests/cases/operands.h"
+#include "tests/emulated_device.h"
 #include "tests/sanitizers.h"
 
 namespace tandem::cuda {
@@ -92,26 +91,20 @@ TEST(DecodePlanner, BatchInvariantPlansAreThoseOfTheCapacityAlone) {
 
 // --- the kernel
 
-// An emulated device of its own, and what it counted.
+// A device, and what it counted.
 class DecodeDevice {
  public:
-  explicit DecodeDevice(const std::string& mode = "fifo") {
-    EmulatedRuntimeOptions options;
-    options.emulator = emulator::EmulatorOptions::Parse(mode).value();
-    options.emulator.statistics = &statistics_;
-    backend_ = MakeCudaBackend(MakeEmulatedRuntime(options), {.device = kEmulatedDevice}).value();
-    stream_ = backend_->CreateStream().value();
-  }
+  explicit DecodeDevice(const std::string& mode = "fifo") : device_(mode, &statistics_) {}
 
   const emulator::EmulatorStatistics& statistics() const { return statistics_; }
-  Backend& backend() { return *backend_; }
-  CudaStream& stream() { return static_cast<CudaStream&>(*stream_); }
-  KernelContext context() { return {.stream = stream_.get(), .workspace = &workspace_}; }
+  Backend& backend() { return device_.backend(); }
+  CudaStream& stream() { return device_.stream(); }
+  KernelContext context() { return {.stream = &stream(), .workspace = &workspace_}; }
 
   // Takes what a call needs; it starts as NaN.
   void MakeWorkspace(const AttentionArgs& args, const DecodePlan* plan) {
     const int64_t bytes = DecodeWorkspaceBytes(context(), args, plan);
-    scratch_ = backend_->allocator().Allocate(std::max<int64_t>(bytes, 1)).value();
+    scratch_ = backend().allocator().Allocate(std::max<int64_t>(bytes, 1)).value();
     EXPECT_TRUE(stream().runtime().Fill(stream().handle(), scratch_->data(), 0xFF, bytes).ok());
     Rewind();
   }
@@ -140,8 +133,7 @@ class DecodeDevice {
 
  private:
   emulator::EmulatorStatistics statistics_;
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Stream> stream_;
+  cases::EmulatedDevice device_;
   std::shared_ptr<Buffer> scratch_;
   Workspace workspace_;
 };

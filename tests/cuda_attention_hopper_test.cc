@@ -11,37 +11,17 @@
 #include <vector>
 
 #include "core/status.h"
-#include "cuda/backend.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime/emulated_runtime.h"
 #include "tests/cases/attention_cases.h"
 #include "tests/cases/run.h"
+#include "tests/emulated_device.h"
 #include "tests/sanitizers.h"
 
 namespace tandem::cases {
 namespace {
 
 using ::testing::HasSubstr;
-
-struct OwnDevice {
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<Stream> stream;
-  Target target() const {
-    return {.backend = backend.get(), .stream = stream.get(), .pack = nullptr};
-  }
-};
-OwnDevice Make(const cuda::EmulatedRuntimeOptions& options) {
-  OwnDevice device;
-  device.backend =
-      *cuda::MakeCudaBackend(cuda::MakeEmulatedRuntime(options), {.device = kEmulatedDevice});
-  device.stream = *device.backend->CreateStream();
-  return device;
-}
-OwnDevice MakeWith(const std::string& mode) {
-  cuda::EmulatedRuntimeOptions options;
-  options.emulator = cuda::emulator::EmulatorOptions::Parse(mode).value();
-  return Make(options);
-}
 
 const Kernel<AttentionArgs>& Hopper() {
   for (const auto& kernel : cuda::Kernels<AttentionArgs>()) {
@@ -81,7 +61,7 @@ TEST_P(AttentionHopperModes, RightAndRepeatable) {
   const auto prepared = PreparedCase(GetParam());
   std::set<uint64_t> results;
   for (const std::string& mode : Modes()) {
-    const OwnDevice device = MakeWith(mode);
+    const EmulatedDevice device(mode);
     const Outcome outcome = RunPrepared(prepared, Hopper(), device.target());
     EXPECT_TRUE(outcome.passed()) << mode << ": " << outcome.message;
     results.insert(outcome.output_hash);
@@ -116,7 +96,7 @@ INSTANTIATE_TEST_SUITE_P(
         k16 + std::string("batch=2 q_len=64 kv_len=40 page_size=128 head_dim=256")));
 
 TEST(AttentionHopper, Declines) {
-  const OwnDevice device = MakeWith("fifo");
+  const EmulatedDevice device;
   for (const auto& [text, reason] : std::vector<std::pair<std::string, std::string>>{
            {"q_len=20 kv_len=100", "20 queries"},
            {"q_len=64 kv_len=100 head_dim=96", "head dimensions 96 and 96"},
@@ -126,8 +106,9 @@ TEST(AttentionHopper, Declines) {
            {"q_len=64 kv_len=100 mask=full", "bias or mask"},
            {"q_len=64 kv_len=0", "0 keys"},
            {"q_len=64 kv_len=100 page_size=4", "pages of 4 keys"},
-           {"q_len=64 kv_len=100 kv_layout=spread", "k: rows that are not side by side"},
-           {"q_len=64 kv_len=100 q_layout=spread", "q: rows that are not side by side"}}) {
+           {"q_len=64 kv_len=100 kv_layout=spread", "k: needs the elements of a row side by side"},
+           {"q_len=64 kv_len=100 q_layout=spread",
+            "q: needs the elements of a row side by side"}}) {
     const Outcome outcome =
         RunPrepared(PreparedCase("kv_dtype=f16 " + text), Hopper(), device.target());
     EXPECT_EQ(outcome.kind, Outcome::Kind::kUnsupported) << text;
@@ -136,10 +117,9 @@ TEST(AttentionHopper, Declines) {
 }
 
 // The first kernel of the list that takes a call without looking at its memory.
-std::string ChosenFor(const OwnDevice& device, const AttentionArgs& args) {
+std::string ChosenFor(const EmulatedDevice& device, const AttentionArgs& args) {
   for (const auto& kernel : cuda::Kernels<AttentionArgs>()) {
-    if (kernel.supports({.stream = device.stream.get()}, args).ok())
-      return std::string(kernel.name);
+    if (kernel.supports({.stream = &device.stream()}, args).ok()) return std::string(kernel.name);
   }
   return "none";
 }
@@ -156,9 +136,11 @@ AttentionArgs Prefill(int64_t heads, int64_t kv_heads, int64_t length, int64_t h
 }
 
 TEST(AttentionHopper, IsChosenForPrefill) {
-  const OwnDevice hopper = MakeWith("fifo");
-  const OwnDevice ampere = Make({.compute_capability_major = 8, .compute_capability_minor = 0});
-  const OwnDevice blackwell = Make({.compute_capability_major = 10, .compute_capability_minor = 0});
+  const EmulatedDevice hopper;
+  const EmulatedDevice ampere(
+      cuda::EmulatedRuntimeOptions{.compute_capability_major = 8, .compute_capability_minor = 0});
+  const EmulatedDevice blackwell(
+      cuda::EmulatedRuntimeOptions{.compute_capability_major = 10, .compute_capability_minor = 0});
   for (const int64_t head_dim : {64, 128, 256}) {
     for (const int64_t length : {512, 8192, 131072}) {
       AttentionArgs args = Prefill(32, 8, length, head_dim);

@@ -9,18 +9,17 @@
 #include <string>
 #include <vector>
 
-#include "cuda/backend.h"
 #include "cuda/kernels.h"
-#include "cuda/runtime/emulated_runtime.h"
-#include "cuda/stream.h"
 #include "tests/cases/attention_cases.h"
 #include "tests/cases/run.h"
+#include "tests/emulated_device.h"
 #include "tests/sanitizers.h"
 
 namespace tandem::cuda {
 namespace {
 
 using cases::AttentionCase;
+using cases::EmulatedDevice;
 using cases::ParseCase;
 using cases::RunCase;
 using ::testing::HasSubstr;
@@ -32,24 +31,6 @@ const Kernel<AttentionArgs>& Prefill() {
   ADD_FAILURE() << "no kernel of this name";
   return Kernels<AttentionArgs>().back();
 }
-
-// An emulated device of its own, with a way to run kernels.
-struct OwnDevice {
-  explicit OwnDevice(const std::string& mode = "fifo",
-                     emulator::EmulatorStatistics* statistics = nullptr) {
-    EmulatedRuntimeOptions options;
-    options.emulator = *emulator::EmulatorOptions::Parse(mode);
-    options.emulator.statistics = statistics;
-    backend = *MakeCudaBackend(MakeEmulatedRuntime(options), {.device = kEmulatedDevice});
-    stream = *backend->CreateStream();
-  }
-  cases::Target target() const {
-    return {.backend = backend.get(), .stream = stream.get(), .pack = nullptr};
-  }
-
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<Stream> stream;
-};
 
 AttentionCase Parse(const std::string& text) {
   auto c = ParseCase<AttentionCase>("attention " + text);
@@ -81,7 +62,7 @@ TEST(CudaAttentionPrefill, EveryOrderOfThreadsAndCompletions) {
     const auto prepared = cases::Prepare(Parse(text));
     ASSERT_TRUE(prepared.ok()) << prepared.status();
     for (const std::string& mode : modes) {
-      const OwnDevice device(mode);
+      const EmulatedDevice device(mode);
       const cases::Outcome outcome = RunPrepared(*prepared, Prefill(), device.target());
       EXPECT_TRUE(outcome.passed()) << mode << ": " << outcome.message;
     }
@@ -91,7 +72,7 @@ TEST(CudaAttentionPrefill, EveryOrderOfThreadsAndCompletions) {
 TEST(CudaAttentionPrefill, NoBankConflicts) {
   for (const std::string& text : kCases) {
     emulator::EmulatorStatistics statistics;
-    const OwnDevice device("fifo", &statistics);
+    const EmulatedDevice device("fifo", &statistics);
     EXPECT_TRUE(RunCase(Parse(text), Prefill(), device.target()).passed()) << text;
     EXPECT_GT(statistics.matrix_moves, 0) << text;
     EXPECT_EQ(statistics.bank_conflicts, 0) << text;
@@ -101,7 +82,7 @@ TEST(CudaAttentionPrefill, NoBankConflicts) {
 // Matrices that ldmatrix moves for a call: tiles that nobody sees cost nothing.
 int64_t MatrixMoves(const std::string& text) {
   emulator::EmulatorStatistics statistics;
-  const OwnDevice device("fifo", &statistics);
+  const EmulatedDevice device("fifo", &statistics);
   const cases::Outcome outcome = RunCase(Parse(text), Prefill(), device.target());
   EXPECT_TRUE(outcome.passed()) << outcome.message;
   return statistics.matrix_moves;
@@ -126,7 +107,7 @@ TEST(CudaAttentionPrefill, RepeatsBitForBit) {
     ASSERT_TRUE(prepared.ok());
     uint64_t first = 0;
     for (const char* mode : {"fifo", "fifo", "random:5,random"}) {
-      const OwnDevice device(mode);
+      const EmulatedDevice device(mode);
       const auto outcome = RunPrepared(*prepared, Prefill(), device.target());
       ASSERT_TRUE(outcome.passed()) << outcome.message;
       if (first == 0) first = outcome.output_hash;
@@ -137,11 +118,11 @@ TEST(CudaAttentionPrefill, RepeatsBitForBit) {
 
 // What the kernel says of a call: empty if it takes it.
 std::string Refusal(const std::string& text) {
-  const OwnDevice device;
+  const EmulatedDevice device;
   const auto prepared = cases::Prepare(Parse(text));
   EXPECT_TRUE(prepared.ok());
   const AttentionArgs args = prepared->c.Bind(cases::Views(prepared->operands));
-  const KernelContext context{.stream = device.stream.get()};
+  const KernelContext context{.stream = &device.stream()};
   return std::string(Prefill().supports(context, args).message());
 }
 

@@ -22,6 +22,7 @@
 #include "cuda/stream.h"
 #include "tests/cases/matmul_cases.h"
 #include "tests/cases/run.h"
+#include "tests/emulated_device.h"
 #include "tests/sanitizers.h"
 
 namespace tandem::cuda {
@@ -80,11 +81,9 @@ TEST(CublasLtKernel, SaysWhyThereIsNoLibrary) {
   options.make_blas = [](EmulatedRuntime&) {
     return MakeCublasLt(kNoStream, "/nowhere/libcublasLt.so.13");
   };
-  const auto backend = *MakeCudaBackend(MakeEmulatedRuntime(options), {.device = kEmulatedDevice});
-  const auto stream = *backend->CreateStream();
-  const cases::Target target = {.backend = backend.get(), .stream = stream.get(), .pack = {}};
+  const cases::EmulatedDevice device(options);
   const cases::Outcome outcome =
-      RunCase(cases::MatMulCase{.m = 8, .n = 8, .k = 8}, CublasLtKernel(), target);
+      RunCase(cases::MatMulCase{.m = 8, .n = 8, .k = 8}, CublasLtKernel(), device.target());
   EXPECT_EQ(outcome.kind, cases::Outcome::Kind::kUnsupported);
   EXPECT_THAT(outcome.message, HasSubstr("cuBLASLt"));
 }
@@ -249,17 +248,14 @@ TEST_F(FakeCublasLt, SharedCases) {
   };
   control_->algorithms = {{.workspace_bytes = 1000}};
   {
-    const auto backend =
-        *MakeCudaBackend(MakeEmulatedRuntime(options), {.device = kEmulatedDevice});
-    const auto stream = *backend->CreateStream();
-    const cases::Target target = {.backend = backend.get(), .stream = stream.get(), .pack = {}};
+    const cases::EmulatedDevice device(options);
     int64_t passed = 0;
     std::vector<cases::MatMulCase> all = cases::MatMulCase::Grid(cases::GridSize::kFull);
     cases::Rng rng(7);
     for (int i = 0; i < 100; ++i) all.push_back(cases::MatMulCase::Random(rng));
     for (const cases::MatMulCase& c : all) {
       if (c.m * c.n * c.k > 4'000'000) continue;
-      const cases::Outcome outcome = RunCase(c, CublasLtKernel(), target);
+      const cases::Outcome outcome = RunCase(c, CublasLtKernel(), device.target());
       EXPECT_FALSE(outcome.failed()) << outcome.message;
       passed += outcome.passed() ? 1 : 0;
     }

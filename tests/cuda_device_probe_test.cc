@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cuda/backend.h"
+#include "cuda/driver_release.h"
 
 namespace tandem::cuda {
 namespace {
@@ -45,6 +46,20 @@ TEST(DeviceProbe, CanBeRepeated) {
   const Probe second = ProbeDevices();
   EXPECT_EQ(first.message, second.message);
   EXPECT_EQ(first.devices.size(), second.devices.size());
+}
+
+TEST(DriverRelease, IsWhatTheDriverSays) {
+  EXPECT_EQ(
+      ParseDriverRelease("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug "
+                         "19 01:15:15 UTC 2023\nGCC version:  gcc version 12.3.0\n"),
+      "535.104.05");
+  EXPECT_EQ(
+      ParseDriverRelease("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  "
+                         "Release Build  (dvs-builder@U22)"),
+      "580.65.06");
+  for (const char* text : {"", "\n1.2", "12", "version 1.", "a1.2"}) {
+    EXPECT_EQ(ParseDriverRelease(text), "") << text;
+  }
 }
 
 }  // namespace

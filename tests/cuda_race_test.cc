@@ -190,5 +190,45 @@ TEST(EmulatorCatches, MissingMbarrierWaitAsARace) {
   EXPECT_TRUE((Races<&ReadsABulkCopy<false>>(1, 64, 264)));
 }
 
+// Its source is the copy unit's until that has read it, its destination until it has written.
+enum class StoreRace { kNone, kSourceTooEarly, kResultTooEarly };
+
+template <StoreRace kRace>
+__global__ void BulkStoreThenReuse(const Params p) {
+  SharedCarver shared;
+  auto* tile = shared.Take<float>(64);
+  tile[threadIdx.x] = 1.0f;
+  FenceProxyAsync();
+  SyncThreads();
+  if (threadIdx.x == 0) {
+    BulkStore(p.out, tile, 256);
+    BulkCommit();
+    if (kRace == StoreRace::kSourceTooEarly) {
+      tile[0] = 2.0f;
+      FenceProxyAsync();
+    }
+    BulkWaitRead<0>();
+    tile[1] = 2.0f;
+    if (kRace == StoreRace::kResultTooEarly) p.out[64] = p.out[0];
+    BulkWait<0>();
+    p.out[65] = p.out[1];
+  }
+}
+
+TEST(EmulatorRaces, BulkStoresAreOrderedByTheirWaits) {
+  alignas(16) float out[66];
+  const int before = RaceReports();
+  RunAll<&BulkStoreThenReuse<StoreRace::kNone>>(1, 64, 256, {out, nullptr});
+  EXPECT_EQ(RaceReports(), before);
+}
+TEST(EmulatorCatches, SourceOfABulkStoreOverwrittenAsARace) {
+  TANDEM_NEEDS_TSAN();
+  EXPECT_TRUE((Races<&BulkStoreThenReuse<StoreRace::kSourceTooEarly>>(1, 64, 256)));
+}
+TEST(EmulatorCatches, ResultOfABulkStoreAfterItsReadWaitAsARace) {
+  TANDEM_NEEDS_TSAN();
+  EXPECT_TRUE((Races<&BulkStoreThenReuse<StoreRace::kResultTooEarly>>(1, 64, 256)));
+}
+
 }  // namespace
 }  // namespace tandem::cuda::emulated

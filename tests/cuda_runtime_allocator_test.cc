@@ -173,7 +173,9 @@ TEST_F(CudaBackendTest, LaunchLimits) {
   KernelFunction function;
   function.name = "toy";
   function.params_bytes = sizeof(Params);
-  function.emulated = [](const void* params) { ++*static_cast<const Params*>(params)->counter; };
+  function.emulated = [](const void* params) {
+    ++std::atomic_ref(*static_cast<const Params*>(params)->counter);
+  };
   int count = 0;
   const Params params = {&count};
   const auto message = [&](const LaunchConfig& config) {

@@ -325,6 +325,44 @@ TEST_F(AdaptiveAttentionTest, AfterAFailureTheHostHasIt) {
   Attend(*layer);
   EXPECT_EQ(layer->cache().gpu_rows(), 0);
   EXPECT_EQ(Explain(layer->decision()), "the GPU failed, and the CPU took over: in host memory");
+  EXPECT_EQ(context_->health().counters().all_fallbacks(), 1);
+
+  // One that fails elsewhere is left alone for a while by caches in host memory, too.
+  ASSERT_TRUE(context_->Revive(DeviceKind::kCuda).ok());
+  layer = AdaptiveAttention::Create(*context_, ShapeOf(DType::kF16)).value();
+  Prompt(*layer, 100);
+  context_->health().Failed(OpKind::kAttention, 1000, FaultCause::kError);
+  Attend(*layer);
+  EXPECT_EQ(layer->decision().rule, AdaptiveDecision::Rule::kFailed);
+  EXPECT_EQ(context_->health().counters().avoided, 1);
+  for (int64_t i = 0; i < DeviceHealth::kFirstBackOff; ++i) Attend(*layer);
+  EXPECT_EQ(layer->cache().gpu_rows(), kCapacity);
+}
+
+// So it is when appending fails; and a move that fails is an event, and the host goes on.
+TEST_F(AdaptiveAttentionTest, AfterAFailedAppendOrMoveTheHostHasIt) {
+  context_->health().SetLog({});
+  auto layer = AdaptiveAttention::Create(*context_, ShapeOf(DType::kF16)).value();
+  Prompt(*layer, 100);
+  Attend(*layer);
+  ASSERT_EQ(layer->cache().gpu_rows(), kCapacity);
+  RuntimeOf(*context_).Inject({.call = "Launch"});
+  Prompt(*layer, 1);
+  EXPECT_EQ(layer->cache().gpu_rows(), 0);
+  EXPECT_EQ(layer->length(), 101);
+  EXPECT_EQ(layer->fallbacks(), 1);
+  Attend(*layer);
+  EXPECT_EQ(layer->decision().rule, AdaptiveDecision::Rule::kFailed);
+  EXPECT_EQ(context_->health().events().back().what, "kv_append");
+
+  ASSERT_TRUE(context_->Revive(DeviceKind::kCuda).ok());
+  layer = AdaptiveAttention::Create(*context_, ShapeOf(DType::kF16)).value();
+  Prompt(*layer, 100);
+  RuntimeOf(*context_).Inject({.call = "Copy"});
+  Attend(*layer);
+  EXPECT_EQ(layer->cache().gpu_rows(), 0);
+  EXPECT_EQ(context_->health().events().back().what, "move of a cache");
+  EXPECT_EQ(context_->health().counters().all_faults(), 2);
 }
 
 TEST_F(AdaptiveAttentionTest, BadArguments) {

@@ -275,10 +275,18 @@ TEST_F(BatchInvarianceTest, KernelsOfPackedCallsDoNotDependOnTheBatch) {
     ASSERT_TRUE(prepared.ok());
     const Views host(prepared->operands);
     const AttentionArgs args = c.Bind(host);
+    AttentionCase any = c;
+    any.batch_invariant = false;
+    const auto prepared_any = Prepare(any);
+    ASSERT_TRUE(prepared_any.ok());
     for (const Kernel<AttentionArgs>& kernel : KernelsOf<AttentionArgs>(DeviceKind::kCuda)) {
       const std::string name(kernel.name);
       const bool runs = Run(*cuda_, kernel, *prepared, -1, false) != nullptr;
-      EXPECT_EQ(runs, name != "decode" && name != "hopper") << name << " " << q_len;
+      const bool takes = Run(*cuda_, kernel, *prepared_any, -1, false) != nullptr;
+      EXPECT_EQ(runs, takes && name != "decode" && name != "hopper") << name << " " << q_len;
+      if (name == "prefill" || name == "generic") {
+        EXPECT_TRUE(takes) << name << " " << q_len;
+      }
     }
     EXPECT_TRUE(FactsOf(args).batch_invariant);
   }

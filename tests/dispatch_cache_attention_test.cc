@@ -166,8 +166,9 @@ TEST_F(CacheAttentionTest, QuantisedCache) {
     ASSERT_TRUE(status.ok()) << status;
     results.emplace_back(out.As<float>(), out.As<float>() + out.view().num_elements());
   }
+  // Kernels may round queries and weights to 16 bits here (docs/numerics.md): 2.1e-5 apart.
   for (const std::vector<float>& result : results) {
-    for (size_t i = 0; i < result.size(); ++i) ASSERT_NEAR(result[i], results[0][i], 2e-5) << i;
+    for (size_t i = 0; i < result.size(); ++i) ASSERT_NEAR(result[i], results[0][i], 1e-4) << i;
   }
 }
 
@@ -313,58 +314,108 @@ TEST_F(CacheAttentionTest, AllocatesNothingOnceItsMemoryHasItsSize) {
   }
 }
 
-// Whatever call of the GPU fails, the CPU does it all, and the cache is there; but not with a
-// device that is lost.
+// Whatever call of the GPU fails, the call is done all the same, by the GPU at the second try or by
+// the CPU with the cache, wherever q is; but not with a device that is lost. It is an event of the
+// context either way.
 TEST_F(CacheAttentionTest, FallsBackToTheHost) {
   const AttentionCase c = {.q_heads = 4, .kv_heads = 2, .kv_len = 150, .new_len = 1, .lse = true};
   const auto prepared = Prepare(c);
   ASSERT_TRUE(prepared.ok()) << prepared.status();
-  for (const auto kind : {cuda::Fault::Kind::kError, cuda::Fault::Kind::kOutOfMemory,
-                          cuda::Fault::Kind::kDeviceLost}) {
-    int64_t failures = 0, fallbacks = 0;
-    bool happened = true;
-    for (int64_t ordinal = 1; happened; ++ordinal) {
-      ASSERT_LT(ordinal, 100);
-      SCOPED_TRACE(absl::StrCat("call ", ordinal, ", kind ", static_cast<int>(kind)));
+  DeviceHealth& health = context_->health();
+  health.SetLog({});
+  for (const DeviceKind home : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+    for (const int64_t gpu_rows : {int64_t{64}, c.kv_len}) {
+      for (const auto kind : {cuda::Fault::Kind::kError, cuda::Fault::Kind::kOutOfMemory,
+                              cuda::Fault::Kind::kDeviceLost}) {
+        int64_t failures = 0, fallbacks = 0;
+        bool happened = true;
+        for (int64_t ordinal = 1; happened; ++ordinal) {
+          ASSERT_LT(ordinal, 100);
+          SCOPED_TRACE(absl::StrCat("call ", ordinal, ", kind ", static_cast<int>(kind), ", q on ",
+                                    std::string(Name(home)), ", ", gpu_rows, " rows on the GPU"));
+          SplitKvCache cache = Fill(*prepared, gpu_rows);
+          auto operands = DeviceOperands::Upload(prepared->operands, *device(home).backend,
+                                                 *device(home).stream);
+          ASSERT_TRUE(operands.ok()) << operands.status();
+          ASSERT_TRUE(Synchronize(*context_, DeviceKind::kCuda).ok());
+          CacheAttention attention(*context_);
+          const AttentionArgs args = WithoutCache(c.Bind(operands->views()));
+          const FaultCounters before = health.counters();
+          runtime().Inject({.ordinal = ordinal, .kind = kind});
+          const absl::Status status = attention.Run(cache, args);
+          happened = runtime().fault_happened();
+          runtime().Heal();
+          ASSERT_TRUE(context_->Revive(DeviceKind::kCuda).ok());
+          const FaultCounters& after = health.counters();
+          const int64_t events = after.all_faults() - before.all_faults();
+          if (!happened) {
+            EXPECT_TRUE(status.ok()) << status;
+            EXPECT_EQ(events, 0);
+            continue;
+          }
+          ++failures;
+          if (kind == cuda::Fault::Kind::kDeviceLost) {
+            // It may be lost at its very last call, and nobody needs it any more.
+            if (status.ok()) continue;
+            EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+            EXPECT_EQ(after.failed - before.failed, 1);
+            EXPECT_EQ(after.lost_devices - before.lost_devices, 1);
+            EXPECT_EQ(health.events().back().remedy, FaultRemedy::kOperandsLost);
+            EXPECT_EQ(cache.gpu_rows(), gpu_rows);
+            ASSERT_TRUE(operands->Download(*device(home).backend, *device(home).stream).ok());
+            EXPECT_EQ(operands->OutputHash(), operands->InitialHash());
+            continue;
+          }
+          ASSERT_TRUE(status.ok()) << status;
+          // (What failed may not have been needed: the allocator asks twice.)
+          EXPECT_EQ(cache.gpu_rows(), attention.fallbacks() == 1 ? 0 : gpu_rows);
+          EXPECT_EQ(after.all_fallbacks() - before.all_fallbacks(), attention.fallbacks());
+          EXPECT_EQ(after.failed, before.failed);
+          if (attention.fallbacks() == 1) {
+            EXPECT_EQ(events, 1);
+            EXPECT_EQ(health.events().back().what, "attention");
+            EXPECT_EQ(health.events().back().remedy, FaultRemedy::kRanOnCpu);
+          }
+          fallbacks += attention.fallbacks();
+          Expect(*prepared, *operands, home);
+        }
+        EXPECT_GT(failures, home == DeviceKind::kCuda && gpu_rows == c.kv_len ? 0 : 4);
+        // Out of memory is survived by the second try.
+        EXPECT_TRUE(fallbacks > 0 || kind != cuda::Fault::Kind::kError) << fallbacks;
+      }
+    }
+  }
+}
+
+// Failures that do not pass: the CPU does it without any kernel of the GPU, and what is in its
+// memory is fetched and put back.
+TEST_F(CacheAttentionTest, FallsBackWhenEveryLaunchFails) {
+  const AttentionCase c = {.q_heads = 4, .kv_heads = 2, .kv_len = 150, .new_len = 1, .lse = true};
+  const auto prepared = Prepare(c);
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  context_->health().SetLog({});
+  for (const DeviceKind home : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+    for (const auto kind : {cuda::Fault::Kind::kError, cuda::Fault::Kind::kOutOfMemory}) {
       SplitKvCache cache = Fill(*prepared, 64);
-      auto operands = DeviceOperands::Upload(prepared->operands, *device(DeviceKind::kCpu).backend,
-                                             *device(DeviceKind::kCpu).stream);
+      auto operands =
+          DeviceOperands::Upload(prepared->operands, *device(home).backend, *device(home).stream);
       ASSERT_TRUE(operands.ok()) << operands.status();
       CacheAttention attention(*context_);
-      const AttentionArgs args = WithoutCache(c.Bind(operands->views()));
-      runtime().Inject({.ordinal = ordinal, .kind = kind});
-      const absl::Status status = attention.Run(cache, args);
-      happened = runtime().fault_happened();
+      runtime().Inject({.call = "Launch", .kind = kind, .times = 1000});
+      const absl::Status status = attention.Run(cache, WithoutCache(c.Bind(operands->views())));
       runtime().Heal();
-      ASSERT_TRUE(Synchronize(*context_, DeviceKind::kCuda).ok());
-      if (!happened) {
-        EXPECT_TRUE(status.ok()) << status;
-        continue;
-      }
-      ++failures;
-      if (kind == cuda::Fault::Kind::kDeviceLost) {
-        EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
-        EXPECT_EQ(cache.gpu_rows(), 64);
-        ASSERT_TRUE(
-            operands->Download(*device(DeviceKind::kCpu).backend, *device(DeviceKind::kCpu).stream)
-                .ok());
-        EXPECT_EQ(operands->OutputHash(), operands->InitialHash());
-        continue;
-      }
       ASSERT_TRUE(status.ok()) << status;
-      // (What failed may not have been needed: the allocator asks twice.)
-      EXPECT_EQ(cache.gpu_rows(), attention.fallbacks() == 1 ? 0 : 64);
-      fallbacks += attention.fallbacks();
-      Expect(*prepared, *operands, DeviceKind::kCpu);
+      EXPECT_EQ(cache.gpu_rows(), 0);
+      EXPECT_EQ(context_->health().events().back().remedy, FaultRemedy::kRanOnCpu);
+      ASSERT_TRUE(context_->Revive(DeviceKind::kCuda).ok());
+      Expect(*prepared, *operands, home);
     }
-    EXPECT_GT(failures, 4);
-    EXPECT_TRUE(fallbacks > 2 || kind == cuda::Fault::Kind::kDeviceLost) << fallbacks;
   }
 }
 
 TEST_F(CacheAttentionTest, ForcedDevicesFailLoudly) {
   context_ = EmulatedContext(/*forced=*/true);
-  CacheAttention attention(*context_);
+  context_->health().SetLog({});
   const AttentionCase c = {.q_heads = 4, .kv_heads = 2, .kv_len = 96};
   const auto prepared = Prepare(c);
   ASSERT_TRUE(prepared.ok()) << prepared.status();
@@ -373,9 +424,23 @@ TEST_F(CacheAttentionTest, ForcedDevicesFailLoudly) {
   AttentionArgs args = WithoutCache(c.Bind(views));
   Tensor out = AllocateOn(*context_, DeviceKind::kCpu, DType::kF32, args.out.shape).value();
   args.out = out;
-  runtime().Inject({.call = "Launch"});
-  EXPECT_EQ(attention.Run(cache, args).code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(cache.gpu_rows(), 96);
+  bool happened = true;
+  int64_t failures = 0;
+  for (int64_t ordinal = 1; happened; ++ordinal) {
+    ASSERT_LT(ordinal, 100);
+    CacheAttention attention(*context_);
+    const int64_t events = context_->health().counters().failed;
+    runtime().Inject({.ordinal = ordinal});
+    const absl::Status status = attention.Run(cache, args);
+    happened = runtime().fault_happened();
+    if (status.ok()) continue;  // what failed was not needed
+    ++failures;
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(cache.gpu_rows(), 96);
+    EXPECT_EQ(context_->health().counters().failed, events + 1);
+    EXPECT_EQ(context_->health().events().back().remedy, FaultRemedy::kFailed);
+  }
+  EXPECT_GT(failures, 3);
 }
 
 TEST_F(CacheAttentionTest, BadArguments) {

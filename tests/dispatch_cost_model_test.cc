@@ -309,6 +309,31 @@ TEST_F(CostProfileFile, OfAnotherMachineVersionOrDamagedIsIgnoredOrAnError) {
   EXPECT_THAT(note_, HasSubstr("not measured"));
 }
 
+// Measured before the GPU's driver (or the GPU, or the library) changed: said, not just missing. Of
+// another CPU, or another number of threads: simply not measured.
+TEST_F(CostProfileFile, MeasuredBeforeTheMachineChangedIsSaid) {
+  const std::string now = "tandem 2; EPYC, 8 threads; cuda:0 H200, driver 550";
+  const auto load = [&] {
+    EXPECT_EQ(*LoadCostProfile(path_, now, false, &note_), std::nullopt);
+    return note_;
+  };
+  const auto keep = [&](const std::string& file, const std::string& machine) {
+    CostProfile profile = RandomProfile(7);
+    profile.machine = machine;
+    ASSERT_TRUE(SaveCostProfile(folder_ + "/deep/" + file, profile).ok());
+  };
+  EXPECT_THAT(load(), HasSubstr("not measured"));
+  keep("costs-1.json", "tandem 2; EPYC, 4 threads; cuda:0 H200, driver 550");
+  keep("costs-2.json", "tandem 2; EPYC, 8 threads");
+  keep("kernels-3.json", "tandem 2; EPYC, 8 threads; cuda:0 H200, driver 535");
+  std::ofstream(folder_ + "/deep/costs-4.json") << "{";
+  EXPECT_THAT(load(), HasSubstr("not measured"));
+  keep("costs-5.json", "tandem 2; EPYC, 8 threads; cuda:0 H200, driver 535");
+  EXPECT_THAT(load(),
+              testing::StartsWith("ignored: it was measured with tandem 2; EPYC, 8 threads; "
+                                  "cuda:0 H200, driver 535, this is "));
+}
+
 TEST_F(CostProfileFile, BadProfilesAreNotWritten) {
   CostProfile profile = RandomProfile(7);
   profile.tables[0].rows.clear();

@@ -84,7 +84,7 @@ void EveryCallFails(Context& context, const Prepared<Case>& prepared, bool host_
 }
 
 TEST(CudaFaultsOnDevice, EveryCallOfEveryOpMayFail) {
-  const auto context = EmulatedContext(/*forced=*/false);
+  const auto context = EmulatedContext(/*forced=*/true);
   ForEachCaseType([&]<typename Case>() {
     for (const Prepared<Case>& prepared : FaultCases<Case>()) {
       EveryCallFails(*context, prepared, /*host_lists=*/false);
@@ -94,7 +94,7 @@ TEST(CudaFaultsOnDevice, EveryCallOfEveryOpMayFail) {
 }
 
 TEST(CudaFaultsOnDevice, AlsoWithListsInHostMemory) {
-  const auto context = EmulatedContext(/*forced=*/false);
+  const auto context = EmulatedContext(/*forced=*/true);
   int64_t cases = 0;
   ForEachCaseType([&]<typename Case>() {
     for (const Prepared<Case>& prepared : ListCases<Case>()) {

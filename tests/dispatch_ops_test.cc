@@ -175,10 +175,26 @@ TEST(Context, EnvironmentOverridesOptions) {
   EXPECT_FALSE(context->options().quantize_activations);
 }
 
+TEST(Context, TheEmulatedDeviceIsThereOnlyWhenAskedFor) {
+  const Device emulated = {DeviceKind::kCuda, kEmulatedDevice};
+  EXPECT_FALSE(MakeContext()->has(emulated));
+  {
+    ScopedEnv env("TANDEM_CUDA_EMULATED", "1");
+    const auto context = MakeContext();
+    EXPECT_TRUE(context->has(emulated));
+    EXPECT_EQ(Name(context->device(DeviceKind::kCuda)->backend->device()), "cuda:emulated");
+  }
+  ContextOptions options;
+  ASSERT_TRUE(options.SetDevice("cuda:emulated").ok());
+  EXPECT_TRUE(MakeContext(options)->has(emulated));
+  EXPECT_FALSE(MakeContext()->has(emulated));
+}
+
 TEST(Context, BadEnvironmentNamesTheVariable) {
   for (const auto& [name, value] : std::vector<std::pair<std::string, std::string>>{
            {"TANDEM_THREADS", "many"},
            {"TANDEM_DEVICE", "tpu"},
+           {"TANDEM_CUDA_EMULATED", "perhaps"},
            {"TANDEM_KERNEL", "attention"},
            {"TANDEM_TRACE", "yes"},
            {"TANDEM_QUANTIZE_ACTIVATIONS", "never"},

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "dispatch/cost_correction.h"
 #include "tests/regret.h"
@@ -105,6 +107,64 @@ TEST(Calibration, LeavesOutWhatItHasNoTimeFor) {
   EXPECT_THAT(result->notes, testing::Contains(testing::HasSubstr("no time left")));
   EXPECT_TRUE(CostModel::FromProfile(result->profile).ok());
   EXPECT_LT(machine.Now(), 0.5);
+}
+
+// A machine that is busy with something else: everything takes longer, preparing as well.
+class BusyMachine : public TimedMachine {
+ public:
+  BusyMachine(Machine& machine, double prepare_seconds)
+      : machine_(machine), prepare_seconds_(prepare_seconds) {}
+  std::string key() const override { return machine_.key(); }
+  std::string device_name(DeviceKind device) const override { return machine_.device_name(device); }
+  absl::StatusOr<std::unique_ptr<TimedCall>> Prepare(const CallShape& shape,
+                                                     DeviceKind device) override {
+    waited_ += prepare_seconds_;
+    return machine_.Prepare(shape, device);
+  }
+  absl::StatusOr<double> TimeCopy(DeviceKind to, int64_t bytes, bool pinned) override {
+    return machine_.TimeCopy(to, bytes, pinned);
+  }
+  double Now() override { return machine_.Now() + waited_; }
+
+ private:
+  Machine& machine_;
+  double prepare_seconds_, waited_ = 0.0;
+};
+
+// The busier the machine, the coarser the tables: every class that decides is still there, in time,
+// it says so, and decisions by such a profile are still far better than the constants'.
+TEST(Calibration, HasFewerPointsOnABusyMachine) {
+  const std::vector<CallShape> grid = RegretGrid();
+  for (const MachineSpec& spec : Machines()) {
+    size_t before = SIZE_MAX;
+    for (const double prepare : {0.0, 0.015, 0.04, 0.5}) {
+      SCOPED_TRACE(testing::Message() << spec.name << ", " << prepare << " s to prepare a call");
+      Machine machine(spec, 3);
+      BusyMachine busy(machine, prepare);
+      const auto result = CalibrateCosts(busy);
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_LT(busy.Now(), 29.0);
+      size_t points = 0;
+      for (const CostTable& table : result->profile.tables) points += table.seconds.size();
+      EXPECT_LE(points, before);
+      before = points;
+      const auto model = CostModel::FromProfile(result->profile);
+      ASSERT_TRUE(model.ok()) << model.status();
+      const bool coarse = std::any_of(
+          result->notes.begin(), result->notes.end(),
+          [](const std::string& note) { return note.ends_with("points, for lack of time"); });
+      EXPECT_EQ(coarse, prepare > 0.0);
+      const Regret calibrated = RegretOf(ComparedPolicies()[0], machine, *model, grid);
+      const Regret constants = RegretOf(ComparedPolicies()[1], machine, *model, grid);
+      const bool all =
+          std::none_of(result->notes.begin(), result->notes.end(),
+                       [](const std::string& note) { return note.ends_with("no time left"); });
+      EXPECT_EQ(all, prepare < 0.5);
+      if (!all) continue;  // what is unknown is decided by the thresholds
+      EXPECT_LT(calibrated.mean, prepare > 0.02 ? 0.15 : 0.05);
+      EXPECT_LT(calibrated.mean, constants.mean);
+    }
+  }
 }
 
 // ---- Online correction ----

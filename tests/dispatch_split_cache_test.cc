@@ -207,33 +207,74 @@ TEST_F(SplitCacheTest, MovesToAndFro) {
   }
 }
 
-// A move or append that fails, whatever fails in it, leaves the cache as it was.
-TEST_F(SplitCacheTest, FailuresLeaveItAsItWas) {
+// A move that fails, whatever fails in it, leaves the cache as it was. An append that fails is done
+// by the CPU, with the cache; where the device is lost, and rows with it, the cache is as it was,
+// and an empty one is the host's.
+TEST_F(SplitCacheTest, FailuresLoseNothing) {
+  using Kind = cuda::Fault::Kind;
   cuda::EmulatedRuntime& runtime = RuntimeOf(*context_);
-  for (const bool move : {true, false}) {
-    int64_t failures = 0;
+  context_->health().SetLog({});
+  const auto run = [&](bool move, Kind kind, DeviceKind home, int64_t filled) {
+    SCOPED_TRACE(absl::StrCat(move ? "move" : "append", ", kind ", static_cast<int>(kind), ", ",
+                              std::string(Name(home)), ", ", filled));
+    int64_t failures = 0, fallbacks = 0;
     bool happened = true;
     for (int64_t ordinal = 1; happened; ++ordinal) {
       ASSERT_LT(ordinal, 500);
       auto split = SplitKvCache::Create(*context_, ShapeOf(DType::kI8), 64);
       ASSERT_TRUE(split.ok()) << split.status();
       KvCache whole = KvCache::Create(host_->host_allocator(), ShapeOf(DType::kI8)).value();
-      Append(*split, whole, DeviceKind::kCpu, 50);
+      if (filled > 0) Append(*split, whole, DeviceKind::kCpu, filled);
       const Tensor k = Random(*host_, rng_, {kBatch, kHeads, 30, kDim});
       const Tensor v = Random(*host_, rng_, {kBatch, kHeads, 30, kValueDim});
-      runtime.Inject({.ordinal = ordinal, .kind = cuda::Fault::Kind::kOutOfMemory});
-      const absl::Status status = move ? split->Move(32) : split->Append({.k = k, .v = v});
+      const Tensor k_home = CopyTo(*context_, home, k).value();
+      const Tensor v_home = CopyTo(*context_, home, v).value();
+      ASSERT_TRUE(Synchronize(*context_, DeviceKind::kCuda).ok());
+      const FaultCounters before = context_->health().counters();
+      runtime.Inject({.ordinal = ordinal, .kind = kind});
+      const absl::Status status =
+          move ? split->Move(32) : split->Append({.k = k_home, .v = v_home});
       happened = runtime.fault_happened();
       runtime.Heal();
-      ASSERT_TRUE(Synchronize(*context_, DeviceKind::kCuda).ok());
-      if (status.ok()) continue;  // what failed was not needed
-      ++failures;
-      EXPECT_EQ(split->length(), 50);
-      EXPECT_EQ(split->gpu_rows(), 64);
+      const int64_t fell_back =
+          context_->health().counters().all_fallbacks() - before.all_fallbacks();
+      ASSERT_TRUE(context_->Revive(DeviceKind::kCuda).ok());
+      EXPECT_EQ(split->fallbacks(), fell_back);
+      fallbacks += fell_back;
+      if (!status.ok()) {
+        ++failures;
+        EXPECT_EQ(split->length(), filled);
+        EXPECT_EQ(split->gpu_rows(), 64);
+        EXPECT_EQ(context_->health().counters().failed, before.failed + (move ? 0 : 1));
+      } else if (!move) {
+        KvAppendArgs append;
+        append.k = k;
+        append.v = v;
+        append.k_cache = whole.k();
+        append.v_cache = whole.v();
+        append.k_scale = whole.k_scale();
+        append.v_scale = whole.v_scale();
+        append.position = whole.length();
+        ASSERT_TRUE(KvAppendInto(*host_, append).ok());
+        ASSERT_TRUE(whole.Advance(30).ok());
+        EXPECT_EQ(split->length(), filled + 30);
+        EXPECT_EQ(split->gpu_rows(), fell_back > 0 ? 0 : 64);
+      }
       ASSERT_TRUE(split->Move(0).ok());
       EXPECT_EQ(AllBytes(split->part(DeviceKind::kCpu)), AllBytes(RowsOf(whole)));
     }
-    EXPECT_GT(failures, 2);
+    if (move || (kind == Kind::kDeviceLost && (filled > 0 || home == DeviceKind::kCuda))) {
+      EXPECT_GT(failures, home == DeviceKind::kCpu ? 2 : 0);
+    } else {
+      EXPECT_EQ(failures, 0);
+      EXPECT_TRUE(fallbacks > 0 || kind == Kind::kOutOfMemory);
+    }
+  };
+  for (const Kind kind : {Kind::kError, Kind::kOutOfMemory, Kind::kDeviceLost}) {
+    if (kind != Kind::kDeviceLost) run(true, kind, DeviceKind::kCpu, 50);
+    for (const DeviceKind home : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+      for (const int64_t filled : {0, 50}) run(false, kind, home, filled);
+    }
   }
 }
 

@@ -153,33 +153,143 @@ TEST_F(SplitMatMulTest, BothDevicesWorkAtTheSameTime) {
   EXPECT_EQ(Compare(prepared->expectations[0], Result(operands, DeviceKind::kCpu), outcome), "");
 }
 
-// Whatever call of the GPU fails, the CPU computes all columns; in place as well.
+// Whatever call of the GPU fails, the result is there, in place as well, wherever a is; but not if
+// that was in the memory of a device that is lost. It is an event of the context either way.
 TEST_F(SplitMatMulTest, FallsBackToTheHost) {
-  MatMulCase c = {.m = 3, .n = 96, .k = 64, .addend = Addend::kInPlace};
+  DeviceHealth& health = context_->health();
+  health.SetLog({});
+  for (const Addend addend : {Addend::kInPlace, Addend::kNone}) {
+    MatMulCase c = {.m = 3, .n = 96, .k = 64, .addend = addend};
+    const auto prepared = Prepare(c);
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    for (const int64_t gpu_columns : {32, 96}) {
+      const auto split =
+          SplitWeights::Create(*context_, Views(prepared->operands)("b"), gpu_columns);
+      ASSERT_TRUE(split.ok()) << split.status();
+      for (const DeviceKind home : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+        for (const auto kind : {cuda::Fault::Kind::kError, cuda::Fault::Kind::kOutOfMemory,
+                                cuda::Fault::Kind::kDeviceLost}) {
+          const bool lost = kind == cuda::Fault::Kind::kDeviceLost;
+          int64_t fallbacks = 0, failures = 0;
+          bool happened = true;
+          for (int64_t ordinal = 1; happened; ++ordinal) {
+            ASSERT_LT(ordinal, 100);
+            SCOPED_TRACE(absl::StrCat("call ", ordinal, ", kind ", static_cast<int>(kind), ", ",
+                                      gpu_columns, " columns on the GPU, a on ",
+                                      std::string(Name(home))));
+            DeviceOperands operands = Upload(*prepared, home);
+            ASSERT_TRUE(Synchronize(*context_, DeviceKind::kCuda).ok());
+            SplitMatMul product(*context_);
+            const FaultCounters before = health.counters();
+            runtime().Inject({.ordinal = ordinal, .kind = kind});
+            const absl::Status status =
+                product.Run(*split, WithoutWeights(c.Bind(operands.views())));
+            happened = runtime().fault_happened();
+            runtime().Heal();
+            ASSERT_TRUE(context_->Revive(DeviceKind::kCuda).ok());
+            const FaultCounters& after = health.counters();
+            EXPECT_EQ(after.all_fallbacks() - before.all_fallbacks(), product.fallbacks());
+            if (lost && home == DeviceKind::kCuda && happened && !status.ok()) {
+              EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+              EXPECT_EQ(health.events().back().remedy, FaultRemedy::kOperandsLost);
+              EXPECT_EQ(after.failed - before.failed, 1);
+              ++failures;
+              continue;
+            }
+            ASSERT_TRUE(status.ok()) << status;
+            EXPECT_EQ(after.failed, before.failed);
+            fallbacks += product.fallbacks();
+            Outcome outcome;
+            EXPECT_EQ(Compare(prepared->expectations[0], Result(operands, home), outcome), "");
+          }
+          if (lost && home == DeviceKind::kCuda) {
+            EXPECT_GT(failures, 0);
+          } else {
+            EXPECT_TRUE(fallbacks > 0 || kind == cuda::Fault::Kind::kOutOfMemory);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Failures that do not pass: without any kernel of the GPU.
+TEST_F(SplitMatMulTest, FallsBackWhenEveryLaunchFails) {
+  context_->health().SetLog({});
+  MatMulCase c = {.m = 3, .n = 96, .k = 64, .bias = true, .addend = Addend::kInPlace};
   const auto prepared = Prepare(c);
   ASSERT_TRUE(prepared.ok()) << prepared.status();
   const auto split = SplitWeights::Create(*context_, Views(prepared->operands)("b"), 32);
   ASSERT_TRUE(split.ok()) << split.status();
-  for (const auto kind : {cuda::Fault::Kind::kError, cuda::Fault::Kind::kOutOfMemory,
-                          cuda::Fault::Kind::kDeviceLost}) {
-    int64_t fallbacks = 0;
-    bool happened = true;
-    for (int64_t ordinal = 1; happened; ++ordinal) {
-      ASSERT_LT(ordinal, 100);
-      SCOPED_TRACE(absl::StrCat("call ", ordinal, ", kind ", static_cast<int>(kind)));
-      DeviceOperands operands = Upload(*prepared, DeviceKind::kCpu);
+  for (const DeviceKind home : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+    for (const char* call : {"Launch", "BlasMatMul"}) {
+      DeviceOperands operands = Upload(*prepared, home);
       SplitMatMul product(*context_);
-      runtime().Inject({.ordinal = ordinal, .kind = kind});
+      runtime().Inject({.call = call, .times = 1000});
       const absl::Status status = product.Run(*split, WithoutWeights(c.Bind(operands.views())));
-      happened = runtime().fault_happened();
+      const bool happened = runtime().fault_happened();
       runtime().Heal();
       ASSERT_TRUE(status.ok()) << status;
-      fallbacks += product.fallbacks();
+      EXPECT_EQ(product.fallbacks(), happened ? 1 : 0);
+      ASSERT_TRUE(context_->Revive(DeviceKind::kCuda).ok());
       Outcome outcome;
-      EXPECT_EQ(Compare(prepared->expectations[0], Result(operands, DeviceKind::kCpu), outcome),
-                "");
+      EXPECT_EQ(Compare(prepared->expectations[0], Result(operands, home), outcome), "");
     }
-    EXPECT_GT(fallbacks, 2);
+  }
+}
+
+// A GPU that failed is left alone for a while, one that is lost for good; then it is asked again.
+TEST_F(SplitMatMulTest, LeavesAFailedGpuAlone) {
+  DeviceHealth& health = context_->health();
+  health.SetLog({});
+  const MatMulCase c = {.m = 3, .n = 96, .k = 64};
+  const auto prepared = Prepare(c);
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  const auto split = SplitWeights::Create(*context_, Views(prepared->operands)("b"), 32);
+  ASSERT_TRUE(split.ok()) << split.status();
+  DeviceOperands operands = Upload(*prepared, DeviceKind::kCpu);
+  const auto run = [&] {
+    const int64_t calls = runtime().calls();
+    const absl::Status status = product_.Run(*split, WithoutWeights(c.Bind(operands.views())));
+    EXPECT_TRUE(status.ok()) << status;
+    const int64_t asked = runtime().calls() - calls;
+    const ContextDevice& cpu = device(DeviceKind::kCpu);
+    EXPECT_TRUE(operands.Download(*cpu.backend, *cpu.stream).ok());
+    Outcome outcome;
+    EXPECT_EQ(Compare(prepared->expectations[0], operands.Result("out"), outcome), "");
+    return asked;
+  };
+  EXPECT_GT(run(), 0);
+  runtime().Inject({.call = "Copy"});
+  EXPECT_GT(run(), 0);
+  EXPECT_EQ(product_.fallbacks(), 1);
+  for (int64_t i = 0; i < DeviceHealth::kFirstBackOff; ++i) EXPECT_EQ(run(), 0) << i;
+  EXPECT_EQ(health.counters().avoided, DeviceHealth::kFirstBackOff);
+  EXPECT_GT(run(), 0);
+  EXPECT_TRUE(health.calm());
+  runtime().Inject({.call = "Copy", .kind = cuda::Fault::Kind::kDeviceLost});
+  EXPECT_GT(run(), 0);
+  EXPECT_EQ(run(), 0);
+  EXPECT_EQ(health.counters().all_faults(), 2);
+}
+
+TEST_F(SplitMatMulTest, ForcedDevicesFailLoudly) {
+  context_ = EmulatedContext(/*forced=*/true);
+  context_->health().SetLog({});
+  const MatMulCase c = {.m = 3, .n = 96, .k = 64};
+  const auto prepared = Prepare(c);
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  const auto split = SplitWeights::Create(*context_, Views(prepared->operands)("b"), 96);
+  ASSERT_TRUE(split.ok()) << split.status();
+  for (const DeviceKind home : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+    DeviceOperands operands = Upload(*prepared, home);
+    ASSERT_TRUE(Synchronize(*context_, DeviceKind::kCuda).ok());
+    SplitMatMul product(*context_);
+    runtime().Inject({.ordinal = home == DeviceKind::kCpu ? 4 : 1, .times = 1000});
+    const absl::Status status = product.Run(*split, WithoutWeights(c.Bind(operands.views())));
+    runtime().Heal();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(context_->health().events().back().remedy, FaultRemedy::kFailed);
   }
 }
 

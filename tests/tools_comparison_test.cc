@@ -12,10 +12,12 @@
 #include <vector>
 
 #include "core/status.h"
+#include "tests/cases/escape_xml.h"
 #include "tests/cli.h"
 #include "tools/comparison.h"
 #include "tools/comparison_grid.h"
 #include "tools/comparison_plot.h"
+#include "tools/comparison_simulated.h"
 
 namespace tandem::tools {
 namespace {
@@ -178,7 +180,7 @@ TEST(Comparison, NumbersForPeople) {
   EXPECT_EQ(FormatLength(65536), "64k");
   EXPECT_EQ(FormatLength(1000), "1000");
   EXPECT_EQ(FormatRate(400'000, true), "400 TFLOP/s");
-  EXPECT_EQ(EscapeXml("<a href=\"x\">&'\n"), "&lt;a href=&quot;x&quot;&gt;&amp;&#39; ");
+  EXPECT_EQ(EscapeXml("<a href=\"x\">&'\n\a"), "&lt;a href=&quot;x&quot;&gt;&amp;&#39;&#10;?");
 }
 
 std::string ReadAll(const std::string& path) {
@@ -207,6 +209,81 @@ TEST(BenchCompare, MeasuresTheCpuAlone) {
   // A GPU is compared or said to be missing.
   EXPECT_EQ(read->devices.size() + read->absent.size(), 2u);
   EXPECT_GE(read->devices[0].limits.size(), 3u);
+}
+
+TEST(BenchCompare, EverySeriesOfTheGridRunsOnTheCpu) {
+  const std::string path = ::testing::TempDir() + "compare_grid.json";
+  const CliResult result =
+      RunCli({"bench", "--compare", "cpu", "--quick", "--longest", "16", "--json", path});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto read = ComparisonFromJson(ReadAll(path));
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->series.size(), ComparisonGrid(true).size());
+  for (const ComparedSeries& series : read->series) {
+    for (const ComparedPoint& point : series.points) {
+      EXPECT_NE(TimeOf(point, "cpu"), nullptr)
+          << series.id << " at " << point.x << ": " << point.times[0].why;
+    }
+  }
+}
+
+// Where there is no GPU: a machine that does not exist, said to be one, with crossovers, and the
+// scheduler's choices near the best.
+TEST(BenchCompare, SimulatedMachinesAreLabelledAndHaveCrossovers) {
+  for (const std::string& machine : SimulatedMachineNames()) {
+    SCOPED_TRACE(machine);
+    const std::string json = ::testing::TempDir() + "simulated.json";
+    const std::string html = ::testing::TempDir() + "simulated.html";
+    const CliResult result =
+        RunCli({"bench", "--simulate", machine, "--quick", "--json", json, "--html", html});
+    ASSERT_EQ(result.code, kExitOk) << result.err;
+    EXPECT_THAT(result.out, HasSubstr("Simulated: no hardware was measured."));
+    EXPECT_THAT(ReadAll(html), HasSubstr("cuda (simulated)"));
+    const auto read = ComparisonFromJson(ReadAll(json));
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(read->kind, ComparisonKind::kSimulated);
+    EXPECT_EQ(read->series.size(), 2 * ComparisonGrid(true).size());  // operands of either device
+    size_t crossovers = 0;
+    for (const ComparedSeries& series : read->series) {
+      crossovers += Crossovers(series, "cpu", "cuda").size();
+    }
+    EXPECT_GE(crossovers, 2u);
+    const std::vector<RegretSummary> regrets = Regrets(*read);
+    ASSERT_FALSE(regrets.empty());
+    EXPECT_EQ(regrets[0].strategy, "scheduler");
+    EXPECT_LT(regrets[0].mean, 0.05);
+    // The same again.
+    const std::string before = ReadAll(json);
+    ASSERT_EQ(RunCli({"bench", "--simulate", machine, "--quick", "--json", json}).code, kExitOk);
+    EXPECT_EQ(ReadAll(json), before);
+  }
+}
+
+// The committed report is what its command makes.
+TEST(BenchCompare, TheCommittedSimulatedReportIsUpToDate) {
+  const std::string json = ::testing::TempDir() + "simulated_laptop.json";
+  ASSERT_EQ(RunCli({"bench", "--simulate", "laptop", "--quick", "--json", json}).code, kExitOk);
+  const std::string committed = TANDEM_SOURCE_DIR "/docs/results/simulated_laptop.json";
+  const auto made = ComparisonFromJson(ReadAll(json)),
+             kept = ComparisonFromJson(ReadAll(committed));
+  ASSERT_TRUE(made.ok()) << made.status();
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  EXPECT_EQ(kept->kind, ComparisonKind::kSimulated);
+  // Where another library's logarithm rounds otherwise, times differ in their last digits.
+  ASSERT_EQ(made->series.size(), kept->series.size());
+  for (size_t i = 0; i < made->series.size(); ++i) {
+    EXPECT_EQ(made->series[i].id, kept->series[i].id);
+    ASSERT_EQ(made->series[i].points.size(), kept->series[i].points.size());
+    for (size_t j = 0; j < made->series[i].points.size(); ++j) {
+      const ComparedPoint &a = made->series[i].points[j], &b = kept->series[i].points[j];
+      EXPECT_EQ(a.choice, b.choice) << made->series[i].id << " at " << a.x;
+      ASSERT_EQ(a.times.size(), b.times.size());
+      for (size_t k = 0; k < a.times.size(); ++k) {
+        EXPECT_NEAR(a.times[k].median, b.times[k].median, 1e-6 * b.times[k].median);
+      }
+    }
+  }
+  EXPECT_EQ(RunCli({"bench", "--from", committed}).code, kExitOk);
 }
 
 TEST(BenchCompare, TheEmulatedDeviceIsLabelled) {
@@ -240,6 +317,8 @@ TEST(BenchCompare, BadUsageIsSaid) {
   EXPECT_EQ(RunCli({"bench", "--compare", "cpu,cpu"}).code, kExitUsage);
   EXPECT_EQ(RunCli({"bench", "--compare", "cpu", "--only", "nothing"}).code, kExitUsage);
   EXPECT_EQ(RunCli({"bench", "--from", "/no/such/file"}).code, kExitUsage);
+  EXPECT_EQ(RunCli({"bench", "--simulate", "mainframe"}).code, kExitUsage);
+  EXPECT_EQ(RunCli({"bench", "--simulate", "laptop", "--compare", "cpu"}).code, kExitUsage);
 }
 
 }  // namespace

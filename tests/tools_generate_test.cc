@@ -2,8 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -108,6 +110,64 @@ TEST(CliGenerate, ErrorsNameWhatIsWrong) {
   EXPECT_THAT(device.err, HasSubstr("cuda"));
 }
 
+TEST(CliGenerate, HybridRunsLayersOnBothDevicesAndSaysWhich) {
+  const CliResult result =
+      RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4", "--json", "--explain",
+              "--device", "hybrid:emulated", "--gpu-layers", "2", "-c", "64", "--ubatch", "16"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const auto json = nlohmann::json::parse(result.out, nullptr, false);
+  ASSERT_TRUE(json.is_object()) << result.out;
+  EXPECT_EQ(json["text"], "68");
+  EXPECT_EQ(json["placement_reason"], "asked for");
+  EXPECT_THAT(json["placement"].get<std::string>(), HasSubstr("the output matrix on cuda"));
+  EXPECT_THAT(json["steps"].get<std::string>(), HasSubstr("on two devices"));
+  std::map<std::string, std::set<std::string>> devices;
+  for (const auto& row : json["ops"]) {
+    devices[row["op"].get<std::string>()].insert(row["device"].get<std::string>());
+    EXPECT_THAT(row["reason"].get<std::string>(), HasSubstr("placed on"));
+  }
+  for (const char* op : {"rms_norm", "matmul", "kv_append", "attention"}) {
+    EXPECT_EQ(devices[op], (std::set<std::string>{"cpu", "cuda:emulated"})) << op;
+  }
+}
+
+TEST(CliGenerate, HybridKeepsToTheMemoryItIsGiven) {
+  const auto run = [](const std::string& limit, const std::string& layers) {
+    std::vector<std::string> arguments = {"generate",
+                                          "-m",
+                                          kModel,
+                                          "-p",
+                                          "23+45=",
+                                          "-n",
+                                          "4",
+                                          "--json",
+                                          "--device",
+                                          "hybrid:emulated",
+                                          "--gpu-memory-limit",
+                                          limit,
+                                          "-c",
+                                          "64",
+                                          "--ubatch",
+                                          "16"};
+    if (!layers.empty()) arguments.insert(arguments.end(), {"--gpu-layers", layers});
+    return RunCli(arguments);
+  };
+  const CliResult some = run("2M", "");
+  ASSERT_EQ(some.code, kExitOk) << some.err;
+  const auto json = nlohmann::json::parse(some.out, nullptr, false);
+  EXPECT_EQ(json["text"], "68");
+  EXPECT_THAT(json["placement_reason"].get<std::string>(), HasSubstr("2.0 MiB"));
+  EXPECT_THAT(json["placement"].get<std::string>(), HasSubstr("the rest on cpu"));
+  const CliResult refused = run("100K", "1");
+  EXPECT_EQ(refused.code, kExitFailed);
+  EXPECT_THAT(refused.err, HasSubstr("gpu_layers: 1 layers take"));
+  EXPECT_EQ(run("many", "").code, kExitUsage);
+  const CliResult alone =
+      RunCli({"generate", "-m", kModel, "-p", "1", "--gpu-layers", "1", "-n", "1"});
+  EXPECT_EQ(alone.code, kExitUsage);
+  EXPECT_THAT(alone.err, HasSubstr("--device hybrid"));
+}
+
 TEST(CliLogits, WritesOneRowPerToken) {
   const std::string path = TempPath("tandem_logits.bin");
   const CliResult result =
@@ -132,6 +192,52 @@ TEST(CliBenchModel, ReportsRatesAndBytes) {
   EXPECT_GT(json["read_bandwidth_gbps"].get<double>(), 0.0);
   EXPECT_GT(json["model_bytes"].get<int64_t>(), 1000000);
   EXPECT_EQ(json["kv_bytes_per_token"].get<int64_t>(), 4 * 2 * 2 * 64 * 2);
+}
+
+// TANDEM_CUDA_EMULATED_FAULT for the life of the object.
+class FaultVariable {
+ public:
+  explicit FaultVariable(const char* fault) { setenv(kName, fault, 1); }
+  ~FaultVariable() { unsetenv(kName); }
+
+ private:
+  static constexpr const char* kName = "TANDEM_CUDA_EMULATED_FAULT";
+};
+
+TEST(CliGenerate, FinishesOnTheCpuWhenThePreferredGpuIsLost) {
+  const std::vector<std::string> arguments = {
+      "generate", "-m", kModel, "-p", "23+45=", "-n", "4", "--device", "prefer:cuda:emulated"};
+  const CliResult undisturbed = RunCli(arguments);
+  ASSERT_EQ(undisturbed.code, kExitOk) << undisturbed.err;
+  const FaultVariable fault("lost@LaunchGraph:1");
+  const CliResult result = RunCli(arguments);
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_EQ(result.out, undisturbed.out);
+  EXPECT_THAT(result.err, HasSubstr("cuda:emulated: device lost after"));
+  EXPECT_THAT(result.err, HasSubstr("went on with the CPU, the cache computed again"));
+  std::vector<std::string> with_json = arguments;
+  with_json.emplace_back("--json");
+  const auto json = nlohmann::json::parse(RunCli(with_json).out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_EQ(json["text"], "68");
+  EXPECT_EQ(json["faults"]["lost_devices"], 1);
+  EXPECT_EQ(json["faults"]["recoveries"][0]["cause"], "device lost");
+  EXPECT_EQ(json["faults"]["recoveries"][0]["cache"], "computed");
+}
+
+TEST(CliGenerate, FailsLoudlyWhenTheForcedGpuIsLost) {
+  const FaultVariable fault("lost@LaunchGraph:1");
+  const CliResult result =
+      RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4", "--device", "cuda:emulated"});
+  EXPECT_EQ(result.code, kExitFailed);
+  EXPECT_THAT(result.err, HasSubstr("LaunchGraph: the device is lost"));
+}
+
+TEST(CliGenerate, FaultsAreForTheEmulatedDevice) {
+  const FaultVariable fault("lost@LaunchGraph:1");
+  const CliResult result = RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4"});
+  EXPECT_EQ(result.code, kExitUsage);
+  EXPECT_THAT(result.err, HasSubstr("TANDEM_CUDA_EMULATED_FAULT"));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // tandem bench --compare cpu,cuda: the same calls on every device, over the lengths that matter,
-// beside the machine's limits; and which device the scheduler would have chosen.
+// beside the machine's limits; and which device the scheduler would have chosen. --from shows a
+// report again, --simulate one of a machine that does not exist.
 #include <CLI/CLI.hpp>
 #include <fstream>
 #include <iostream>
@@ -8,11 +9,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "core/status.h"
 #include "tools/command.h"
 #include "tools/comparison.h"
 #include "tools/comparison_measure.h"
 #include "tools/comparison_plot.h"
+#include "tools/comparison_simulated.h"
 #include "tools/terminal.h"
 
 namespace tandem::tools {
@@ -21,7 +24,7 @@ namespace {
 struct Options {
   ComputeOptions compute;
   std::vector<std::string> devices;
-  std::string from, json, html, only;
+  std::string from, simulate, json, html, only;
   bool quick = false;
   int64_t longest = 0;
 };
@@ -110,12 +113,18 @@ void Print(const Comparison& c) {
 }
 
 absl::Status Run(const Options& o) {
-  if (o.from.empty() == o.devices.empty()) {
-    return InvalidArgument("expected either --compare or --from");
+  if (int{!o.from.empty()} + int{!o.devices.empty()} + int{!o.simulate.empty()} != 1) {
+    return InvalidArgument("expected one of --compare, --from and --simulate");
   }
   std::string json;
   if (!o.from.empty()) {
     TANDEM_ASSIGN_OR_RETURN(json, ReadText(o.from));
+  } else if (!o.simulate.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(
+        const Comparison simulated,
+        SimulateComparison(
+            {.machine = o.simulate, .quick = o.quick, .only = o.only, .longest = o.longest}));
+    json = ToJson(simulated);
   } else {
     if (!o.compute.device.empty()) {
       return InvalidArgument("--device: devices are named by --compare");
@@ -151,6 +160,9 @@ void AddBench(CLI::App& app, Action& action) {
       ->delimiter(',')
       ->check(CLI::IsMember({"cpu", "cuda", "cuda:emulated"}));
   command->add_option("--from", o->from, "show a file that --json wrote, instead of measuring");
+  command->add_option("--simulate", o->simulate,
+                      "show a machine that does not exist, where there is no GPU: " +
+                          absl::StrJoin(SimulatedMachineNames(), ", "));
   command->add_option("--json", o->json, "write the figures to this file");
   command->add_option("--html", o->html, "write a report with plots to this file");
   command->add_flag("--quick", o->quick, "fewer lengths, about half a minute on a CPU");

@@ -195,7 +195,7 @@ absl::Status Run(const Options& o) {
     return InvalidArgument("--device: expected cuda or cuda:emulated, got cpu");
   }
   TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(compute));
-  TANDEM_ASSIGN_OR_RETURN(const auto context, Context::Create(context_options));
+  TANDEM_ASSIGN_OR_RETURN(const auto context, OpenContext(context_options));
   const Backend& backend = *context->device(DeviceKind::kCuda)->backend;
   Bench bench(*context, o);
   TANDEM_RETURN_IF_ERROR(bench.Run());

@@ -50,8 +50,9 @@ double Median(std::vector<double> values) {
 }
 
 absl::Status Run(const Options& o) {
-  TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(o.compute));
-  TANDEM_ASSIGN_OR_RETURN(auto context, Context::Create(context_options));
+  TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options,
+                          ToContextOptions(o.compute, o.model));
+  TANDEM_ASSIGN_OR_RETURN(auto context, OpenContext(context_options));
   TANDEM_ASSIGN_OR_RETURN(const auto model, OpenModel(*context, o.model));
   TANDEM_ASSIGN_OR_RETURN(SessionOptions session_options, ToSessionOptions(o.model));
   if (session_options.capacity == 0) {

@@ -96,7 +96,7 @@ void Print(const CostCalibration& result) {
   devices.Print(std::cout, UseColor(1));
   if (!profile.devices[DeviceKind::kCuda].name.empty()) copies.Print(std::cout, UseColor(1));
   std::cout << profile.tables.size() << " classes of calls measured\n";
-  for (const std::string& note : result.notes) std::cout << "left out: " << note << "\n";
+  for (const std::string& note : result.notes) std::cout << note << "\n";
 }
 
 // The GPU is measured if there is one, without being asked for.

@@ -14,8 +14,12 @@ void AddComputeOptions(CLI::App& command, ComputeOptions& options) {
       ->check(CLI::Range(0, 4096));
   command.add_option("--isa", options.isa, "highest instruction set to use")
       ->check(CLI::IsMember({"scalar", "avx2", "avx512"}));
-  command.add_option("--device", options.device, "run every op on this device, or fail")
-      ->check(CLI::IsMember({"cpu", "cuda", "cuda:emulated"}));
+  command
+      .add_option("--device", options.device,
+                  "run every op on this device, or fail; prefer:cuda keeps the model on the GPU, "
+                  "and goes on without it if it fails; hybrid: a model's layers on both")
+      ->check(CLI::IsMember({"cpu", "cuda", "cuda:emulated", "prefer:cuda", "prefer:cuda:emulated",
+                             "hybrid", "hybrid:emulated"}));
   command.add_option("--kernel", options.kernels,
                      "force a kernel, as op=name (repeatable); names: tandem check --list");
   command.add_flag("--float-activations", options.float_activations,
@@ -27,13 +31,23 @@ absl::StatusOr<ContextOptions> ToContextOptions(const ComputeOptions& options) {
   context.threads = options.threads;
   context.isa = options.isa;
   context.quantize_activations = !options.float_activations;
-  if (!options.device.empty()) TANDEM_RETURN_IF_ERROR(context.SetDevice(options.device));
+  if (!options.device.empty()) {
+    TANDEM_RETURN_IF_ERROR(context.SetDevice(options.device));
+  }
   for (const std::string& choice : options.kernels) {
     const size_t equals = choice.find('=');
     if (equals == std::string::npos || equals == 0 || equals + 1 == choice.size()) {
       return InvalidArgument("--kernel: expected op=name, got '", choice, "'");
     }
     context.force_kernel[choice.substr(0, equals)] = choice.substr(equals + 1);
+  }
+  return context;
+}
+
+absl::StatusOr<std::unique_ptr<Context>> OpenContext(const ContextOptions& options) {
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Context> context, Context::Create(options));
+  for (const std::string& warning : context->warnings()) {
+    std::cerr << Styled("tandem: warning: ", Style::kYellow, UseColor(2)) << warning << "\n";
   }
   return context;
 }

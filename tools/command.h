@@ -33,6 +33,9 @@ struct ComputeOptions {
 void AddComputeOptions(CLI::App& command, ComputeOptions& options);
 absl::StatusOr<ContextOptions> ToContextOptions(const ComputeOptions& options);
 
+// Context::Create; its warnings go to stderr, a line each.
+absl::StatusOr<std::unique_ptr<Context>> OpenContext(const ContextOptions& options);
+
 // Prints "tandem: <message>" to stderr. Returns kExitUsage for the caller's faults
 // (InvalidArgument, NotFound), else kExitFailed.
 int Report(const absl::Status& status);

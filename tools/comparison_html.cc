@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "tests/cases/escape_xml.h"
 #include "tools/comparison.h"
 #include "tools/comparison_plot.h"
 
@@ -127,10 +128,14 @@ class Report {
     return device == nullptr ? id : Label(*device);
   }
 
+  // In tables under the banner that says it of them all.
+  std::string ShortLabel(const std::string& id) const { return simulated() ? id : Label(id); }
+
   std::string Header() const {
-    std::string html = absl::StrCat("<h1>", EscapeXml(Title()), "</h1>\n<p class=\"quiet\">",
-                                    EscapeXml(c_.date), " &#183; tandem ",
-                                    EscapeXml(c_.tandem_version), c_.quick ? " &#183; quick" : "");
+    std::string html =
+        absl::StrCat("<h1>", EscapeXml(Title()), "</h1>\n<p class=\"quiet\">", EscapeXml(c_.date),
+                     c_.date.empty() ? "tandem " : " &#183; tandem ", EscapeXml(c_.tandem_version),
+                     c_.quick ? " &#183; quick" : "");
     for (const auto& [what, value] : c_.machine) {
       absl::StrAppend(&html, " &#183; ", EscapeXml(what), " ", EscapeXml(value));
     }
@@ -232,7 +237,7 @@ class Report {
   std::string Glance() const {
     std::string head = Head("", "text") + Head("operands", "text");
     for (const ComparedDevice& device : c_.devices) {
-      head += Head(Label(device) + ", longest") + Head("of its limit");
+      head += Head(ShortLabel(device.id) + ", longest") + Head("of its limit");
     }
     const bool several = c_.devices.size() > 1;
     if (several) head += Head("faster", "text") + Head("mean regret") + Head("worst regret");
@@ -240,7 +245,7 @@ class Report {
                        Row(head) + "</thead><tbody>\n";
     for (const ComparedSeries& series : c_.series) {
       std::string cells =
-          Cell(series.op + ", " + series.title, "text") + Cell(Label(series.operands), "text");
+          Cell(series.op + ", " + series.title, "text") + Cell(ShortLabel(series.operands), "text");
       for (const ComparedDevice& device : c_.devices) cells += GlanceCells(series, device);
       if (several) {
         cells += Cell(CrossoverText(series), "text");
@@ -377,7 +382,7 @@ class Report {
   std::string PointsTable(const ComparedSeries& series) const {
     std::string head = Head(series.x_name);
     for (const ComparedDevice& device : c_.devices) {
-      head += Head(Label(device)) + Head("quartiles") + Head("runs") + Head("GB/s") +
+      head += Head(ShortLabel(device.id)) + Head("quartiles") + Head("runs") + Head("GB/s") +
               Head("GFLOP/s") + Head("kernel", "text");
     }
     const bool several = c_.devices.size() > 1;
@@ -390,7 +395,7 @@ class Report {
       for (const ComparedDevice& device : c_.devices) cells += TimeCells(point, device);
       if (several) {
         const std::optional<double> regret = Regret(point, point.choice);
-        cells += Cell(Label(point.choice), "text") + Cell(regret ? Percent(*regret) : "-") +
+        cells += Cell(ShortLabel(point.choice), "text") + Cell(regret ? Percent(*regret) : "-") +
                  Cell(point.reason, "text");
       }
       html += Row(cells);

@@ -7,10 +7,6 @@
 
 namespace tandem::tools {
 
-// For element text and attribute values; control characters, which XML does not have, become
-// spaces.
-std::string EscapeXml(const std::string& text);
-
 // "950 ns", "12.3 µs", "4.56 ms", "1.20 s"
 std::string FormatSeconds(double seconds);
 // Three significant digits: "0.0123", "1.23", "45.6", "789", "12300"

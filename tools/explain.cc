@@ -163,7 +163,7 @@ absl::StatusOr<int> Run(const Options& o) {
     TANDEM_ASSIGN_OR_RETURN(CostModel model, CostModel::FromProfile(std::move(profile)));
     context_options.cost_model = std::make_shared<const CostModel>(std::move(model));
   }
-  TANDEM_ASSIGN_OR_RETURN(auto context, Context::Create(context_options));
+  TANDEM_ASSIGN_OR_RETURN(auto context, OpenContext(context_options));
   TANDEM_ASSIGN_OR_RETURN(const DType dtype, Parse("--dtype", o.dtype));
   TANDEM_ASSIGN_OR_RETURN(const DType kv_dtype, Parse("--kv-dtype", o.kv_dtype));
   TANDEM_ASSIGN_OR_RETURN(const DType weights, Parse("--weights", o.weights));

@@ -69,9 +69,60 @@ void PrintExplain(Context& context) {
   table.Print(std::cout, UseColor(1));
 }
 
+// What failed on the GPU, and what became of it.
+nlohmann::json FaultsJson(const Context& context, const GenerateStats& stats) {
+  const FaultCounters& counters = context.health().counters();
+  nlohmann::json events = nlohmann::json::array(), recoveries = nlohmann::json::array();
+  for (const FaultEvent& event : context.health().events()) {
+    events.push_back({{"number", event.number},
+                      {"what", event.what},
+                      {"device", Name(event.device)},
+                      {"cause", std::string(Name(event.cause))},
+                      {"error", event.text},
+                      {"done", std::string(Name(event.remedy))}});
+  }
+  for (const Recovery& r : stats.recoveries) {
+    recoveries.push_back({{"device", r.device},
+                          {"cause", std::string(Name(r.cause))},
+                          {"error", r.error},
+                          {"position", r.position},
+                          {"cache", r.cache == Recovery::Cache::kCopied ? "copied" : "computed"},
+                          {"seconds", r.seconds}});
+  }
+  return {{"count", counters.all_faults()},
+          {"calls_run_on_cpu", counters.all_fallbacks()},
+          {"retries", counters.retries},
+          {"retries_succeeded", counters.retries_succeeded},
+          {"calls_kept_on_cpu", counters.avoided},
+          {"lost_devices", counters.lost_devices},
+          {"events", events},
+          {"recoveries", recoveries}};
+}
+
+void PrintFaults(const Context& context, const GenerateStats& stats) {
+  const FaultCounters& counters = context.health().counters();
+  std::string line;
+  for (const Recovery& recovery : stats.recoveries) {
+    absl::StrAppend(&line, line.empty() ? "" : "; ", Describe(recovery));
+  }
+  const auto& events = context.health().events();
+  if (line.empty() && !events.empty()) {
+    line = counters.all_faults() == 1
+               ? Describe(events.back())
+               : absl::StrFormat(
+                     "%d calls failed on the GPU, %d of them ran on the CPU instead; the "
+                     "last: %s",
+                     counters.all_faults(), counters.all_fallbacks(), Describe(events.back()));
+  }
+  if (line.empty() && context.options().prefer_cuda && !context.no_cuda().empty()) {
+    line = "no GPU, everything ran on the CPU: " + context.no_cuda();
+  }
+  if (!line.empty()) std::cerr << Styled(line, Style::kYellow, UseColor(2)) << "\n";
+}
+
 absl::Status Run(const Options& o) {
   TANDEM_ASSIGN_OR_RETURN(const std::string prompt, Prompt(o));
-  TANDEM_ASSIGN_OR_RETURN(ContextOptions context_options, ToContextOptions(o.compute));
+  TANDEM_ASSIGN_OR_RETURN(ContextOptions context_options, ToContextOptions(o.compute, o.model));
   context_options.trace = o.explain || !o.trace.empty();
   // An unwritable path is better found before the work than after it.
   std::ofstream trace;
@@ -79,11 +130,12 @@ absl::Status Run(const Options& o) {
     trace.open(o.trace);
     if (!trace) return InvalidArgument("--trace: cannot write '", o.trace, "'");
   }
-  TANDEM_ASSIGN_OR_RETURN(auto context, Context::Create(context_options));
+  TANDEM_ASSIGN_OR_RETURN(auto context, OpenContext(context_options));
+  context->health().SetLog(nullptr);  // told at the end, in one line
   TANDEM_ASSIGN_OR_RETURN(const auto model, OpenModel(*context, o.model));
   TANDEM_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model->file()));
   TANDEM_ASSIGN_OR_RETURN(const SessionOptions session_options, ToSessionOptions(o.model));
-  TANDEM_ASSIGN_OR_RETURN(auto session, Session::Create(*context, model, session_options));
+  TANDEM_ASSIGN_OR_RETURN(auto session, CreateSession(*context, model, session_options));
 
   GenerateOptions generate = o.generate;
   Progress progress("prompt");
@@ -121,6 +173,11 @@ absl::Status Run(const Options& o) {
                            {"graph_captures", stats.graph_captures},
                            {"graph_launches", stats.graph_launches},
                            {"steps", stats.steps}};
+    json["faults"] = FaultsJson(*context, stats);
+    if (context->options().hybrid) {
+      json["placement"] = Describe(model->placement());
+      json["placement_reason"] = model->placement().reason;
+    }
     if (o.explain) json["ops"] = ExplainJson(*context);
     // A model may emit bytes that are not UTF-8 in special tokens: replace rather than fail.
     std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
@@ -141,7 +198,12 @@ absl::Status Run(const Options& o) {
                                       graphs, std::string(Name(result.stop))),
                       Style::kDim, UseColor(2))
             << "\n";
+  PrintFaults(*context, stats);
   if (o.explain) {
+    if (context->options().hybrid) {
+      std::cerr << "placement: " << Describe(model->placement()) << "; "
+                << model->placement().reason << "\n";
+    }
     std::cerr << "steps: " << stats.steps << "\n";
     PrintExplain(*context);
   }

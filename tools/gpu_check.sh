@@ -5,6 +5,7 @@
 #                                      (default build/tandem-gpu-check.tar.xz)
 #   tools/gpu_check.sh run [OUT]       in the unpacked bundle (or here, with a GPU): checks, then times;
 #                                      reports go to OUT (default ./gpu-check)
+#   tools/gpu_check.sh rehearse OUT    fills OUT/bundle and runs it there, on the emulated device
 #
 # run: every primitive that kernels are made of, with a recording of what the GPU answered
 # (OUT/primitives.cbor: to be committed as tests/golden/primitives-<gpu>.cbor); every CUDA kernel over the shared cases against the f64 references; compute-sanitizer, if the host
@@ -16,23 +17,29 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+fill() {  # DIR TANDEM: what the bundle holds
+  local stage=$1 tandem=$2 library
+  mkdir -p "$stage"/{build,lib,tools,models}
+  cp "$tandem" "$stage/build/tandem"
+  strip "$stage/build/tandem"
+  cp tools/gpu_check.sh tools/gpu_torch.py tools/gpu_torch_matmul.py tools/gpu_torch_attention.py \
+    "$stage/tools/"
+  cp models/demo.gguf "$stage/models/"
+  # All but what belongs to every system's C library.
+  ldd "$tandem" | awk '$3 ~ /^\// {print $3}' |
+    grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux-x86-64)\.so' |
+    while read -r library; do cp -L "$library" "$stage/lib/"; done
+}
+
 bundle() {
-  local file=${1:-build/tandem-gpu-check.tar.xz} library
+  local file=${1:-build/tandem-gpu-check.tar.xz}
   cmake --preset default >/dev/null
   grep -q TANDEM_CUDA_ARCHITECTURES build/CMakeCache.txt ||
     { echo "gpu_check: this build has no CUDA toolkit" >&2; exit 2; }
   cmake --build build --parallel --target tandem
   stage=$(mktemp -d)
   trap 'rm -rf "$stage"' EXIT
-  mkdir -p "$stage"/{build,lib,tools,models}
-  cp build/tandem "$stage/build/"
-  strip "$stage/build/tandem"
-  cp tools/gpu_check.sh tools/gpu_torch_matmul.py tools/gpu_torch_attention.py "$stage/tools/"
-  cp models/demo.gguf "$stage/models/"
-  # All but what belongs to every system's C library.
-  ldd build/tandem | awk '$3 ~ /^\// {print $3}' |
-    grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux-x86-64)\.so' |
-    while read -r library; do cp -L "$library" "$stage/lib/"; done
+  fill "$stage" build/tandem
   tar -C "$stage" -cf - . | xz -T0 -6 >"$file"
   echo "gpu_check: $file, $(du -h "$file" | cut -f 1)"
 }
@@ -97,9 +104,24 @@ run() {
   [ "$failed" = 0 ]
 }
 
+# What a GPU host would do with the bundle, with the emulated device instead.
+rehearse() {
+  local out=${1:?rehearse needs a folder}
+  rm -rf "$out"
+  mkdir -p "$out"
+  out=$(realpath "$out")
+  fill "$out/bundle" "${TANDEM_BINARY:-build/tandem}"
+  cd "$out/bundle"
+  "${TANDEM_PYTHON:-python3}" -m compileall -q tools
+  for program in tools/gpu_torch_*.py; do "${TANDEM_PYTHON:-python3}" "$program" --help >/dev/null; done
+  unset TANDEM_BINARY
+  TANDEM_GPU_CHECK_DEVICE=cuda:emulated tools/gpu_check.sh run "$out"
+}
+
 case "${1:-}" in
+  rehearse) shift; rehearse "$@" ;;
   bundle) shift; bundle "$@" ;;
   run) shift; run "$@" ;;
-  -h | --help) sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//' ;;
-  *) echo "usage: tools/gpu_check.sh bundle [FILE] | run [OUT]" >&2; exit 2 ;;
+  -h | --help) sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//' ;;
+  *) echo "usage: tools/gpu_check.sh bundle [FILE] | run [OUT] | rehearse OUT" >&2; exit 2 ;;
 esac

@@ -9,12 +9,9 @@ one CUDA graph, medians. Caches of int8 are left out: torch has none. tools/gpu_
 torch can be imported. Exit status 3: there is no torch, or it sees no GPU.
 """
 
-import argparse
-import json
-import pathlib
 import sys
 
-from gpu_torch_matmul import load_torch, seconds
+from gpu_torch import argument_parser, compare, load_torch, seconds
 
 COLD_BYTES = 128 << 20
 MOST_COPIES = 32
@@ -85,33 +82,21 @@ def measure(torch, device, report):
         del copies
 
 
+def line(row):
+    def number(value, factor, digits):
+        return "-" if value is None else f"{value * factor:.{digits}f}"
+
+    ours = row["tandem_seconds"]
+    return (f"{row['what']:66} {row['kernel']:>8} {ours * 1e6:9.1f} {row['flops'] / ours * 1e-12:8.1f} "
+            f"{row['bytes'] / ours * 1e-9:7.0f} {number(row['torch_flash_seconds'], 1e6, 1):>9} "
+            f"{number(row['torch_cudnn_seconds'], 1e6, 1):>9} {number(row['of_better_torch'], 1, 2):>13}")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("report", type=pathlib.Path)
-    parser.add_argument("--json", type=pathlib.Path, help="writes the rows there as well")
-    parser.add_argument("--device", default="cuda", help="cpu rehearses it without a GPU")
-    options = parser.parse_args()
-    torch = load_torch(options.device)
-    report = json.loads(options.report.read_text())
-    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    print(f"torch {torch.__version__} on {where}; tandem on {report['device']}")
-    print(f"{'shape':66} {'kernel':>8} {'us':>9} {'TFLOP/s':>8} {'GB/s':>7} {'flash us':>9} {'cudnn us':>9} "
-          f"{'time / better':>13}")
-    rows = []
-    for row in measure(torch, options.device, report):
-        rows.append(row)
-
-        def number(value, factor, digits):
-            return "-" if value is None else f"{value * factor:.{digits}f}"
-
-        ours = row["tandem_seconds"]
-        print(f"{row['what']:66} {row['kernel']:>8} {ours * 1e6:9.1f} {row['flops'] / ours * 1e-12:8.1f} "
-              f"{row['bytes'] / ours * 1e-9:7.0f} {number(row['torch_flash_seconds'], 1e6, 1):>9} "
-              f"{number(row['torch_cudnn_seconds'], 1e6, 1):>9} {number(row['of_better_torch'], 1, 2):>13}")
-    if options.json:
-        options.json.write_text(json.dumps({"torch": torch.__version__, "device": where, "rows": rows},
-                                           indent=2) + "\n")
-    return 0 if rows else 1
+    options = argument_parser(__doc__).parse_args()
+    heading = (f"{'shape':66} {'kernel':>8} {'us':>9} {'TFLOP/s':>8} {'GB/s':>7} {'flash us':>9} "
+               f"{'cudnn us':>9} {'time / better':>13}")
+    return compare(load_torch(options.device), options, measure, heading, line)
 
 
 if __name__ == "__main__":

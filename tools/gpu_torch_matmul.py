@@ -8,26 +8,10 @@ Sums in f32 on both sides: no TF32, no reductions in 16 bits. tools/gpu_check.sh
 be imported. Exit status 3: there is no torch, or it sees no GPU.
 """
 
-import argparse
-import json
 import pathlib
-import statistics
 import sys
-import time
 
-REPEATS = 11
-
-
-def load_torch(device):
-    try:
-        import torch
-    except ImportError as error:
-        print(f"gpu_torch_matmul: no torch: {error}", file=sys.stderr)
-        sys.exit(3)
-    if device == "cuda" and not torch.cuda.is_available():
-        print("gpu_torch_matmul: torch sees no GPU", file=sys.stderr)
-        sys.exit(3)
-    return torch
+from gpu_torch import argument_parser, compare, load_torch, seconds
 
 
 def library_path(torch):
@@ -36,26 +20,6 @@ def library_path(torch):
         if "libcublasLt.so" in line:
             return line.split(maxsplit=5)[5]
     return None
-
-
-def seconds(torch, device, run):
-    """The median time of one run."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(REPEATS):
-        if device == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e-3)
-        else:
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def measure(torch, device, report):
@@ -79,12 +43,16 @@ def measure(torch, device, report):
                "cublaslt_seconds": row["seconds"], "speed_of_torch": taken / row["seconds"]}
 
 
+def line(row):
+    name = f"{row['dtype']} {row['m']} x {row['n']} x {row['k']}"
+    flops = 2.0 * row["m"] * row["n"] * row["k"]
+    return (f"{name:28} {row['torch_seconds'] * 1e6:10.1f} {row['cublaslt_seconds'] * 1e6:12.1f} "
+            f"{flops / row['cublaslt_seconds'] * 1e-12:8.1f} {row['speed_of_torch']:9.2f}")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("report", nargs="?", type=pathlib.Path)
-    parser.add_argument("--json", type=pathlib.Path, help="writes the rows there as well")
+    parser = argument_parser(__doc__, report_optional=True)
     parser.add_argument("--library", action="store_true")
-    parser.add_argument("--device", default="cuda", help="cpu rehearses it without a GPU")
     options = parser.parse_args()
     if not options.library and options.report is None:
         parser.error("REPORT is missing")
@@ -93,21 +61,8 @@ def main():
         path = library_path(torch)
         print(path or "")
         return 0 if path else 3
-    report = json.loads(options.report.read_text())
-    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    print(f"torch {torch.__version__} on {where}; tandem on {report['device']}")
-    print(f"{'product':28} {'torch us':>10} {'cublaslt us':>12} {'TFLOP/s':>8} {'of torch':>9}")
-    rows = []
-    for row in measure(torch, options.device, report):
-        rows.append(row)
-        name = f"{row['dtype']} {row['m']} x {row['n']} x {row['k']}"
-        flops = 2.0 * row["m"] * row["n"] * row["k"]
-        print(f"{name:28} {row['torch_seconds'] * 1e6:10.1f} {row['cublaslt_seconds'] * 1e6:12.1f} "
-              f"{flops / row['cublaslt_seconds'] * 1e-12:8.1f} {row['speed_of_torch']:9.2f}")
-    if options.json:
-        options.json.write_text(json.dumps({"torch": torch.__version__, "device": where, "rows": rows},
-                                           indent=2) + "\n")
-    return 0 if rows else 1
+    heading = f"{'product':28} {'torch us':>10} {'cublaslt us':>12} {'TFLOP/s':>8} {'of torch':>9}"
+    return compare(torch, options, measure, heading, line)
 
 
 if __name__ == "__main__":

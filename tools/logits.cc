@@ -50,8 +50,9 @@ absl::StatusOr<std::vector<int32_t>> Tokens(const Options& o, const Model& model
 }
 
 absl::Status Run(const Options& o) {
-  TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(o.compute));
-  TANDEM_ASSIGN_OR_RETURN(auto context, Context::Create(context_options));
+  TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options,
+                          ToContextOptions(o.compute, o.model));
+  TANDEM_ASSIGN_OR_RETURN(auto context, OpenContext(context_options));
   TANDEM_ASSIGN_OR_RETURN(const auto model, OpenModel(*context, o.model));
   TANDEM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, Tokens(o, *model));
   if (ids.empty()) return InvalidArgument("--prompt: no tokens");

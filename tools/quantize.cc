@@ -54,7 +54,7 @@ absl::StatusOr<QuantizeOptions> ToQuantizeOptions(const Options& o) {
 absl::Status Run(const Options& o) {
   TANDEM_ASSIGN_OR_RETURN(QuantizeOptions options, ToQuantizeOptions(o));
   TANDEM_ASSIGN_OR_RETURN(const ContextOptions context_options, ToContextOptions(o.compute));
-  TANDEM_ASSIGN_OR_RETURN(const auto context, Context::Create(context_options));
+  TANDEM_ASSIGN_OR_RETURN(const auto context, OpenContext(context_options));
   TANDEM_ASSIGN_OR_RETURN(const auto in, GgufFile::Open(o.in));
   Progress progress("quantize");
   struct Sum {

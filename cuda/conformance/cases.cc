@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "core/dtype.h"
@@ -165,6 +166,40 @@ void AddInteger(std::vector<ConformanceCase>& cases, Random& random) {
   cases.push_back(std::move(test));
 }
 
+// A small integer as f16, put together from its bits.
+uint32_t F16BitsOf(int x) {
+  if (x == 0) return 0;
+  const auto magnitude = static_cast<uint32_t>(std::abs(x));
+  const auto exponent = static_cast<uint32_t>(std::bit_width(magnitude)) - 1;
+  const uint32_t mantissa = (magnitude << (10 - exponent)) & 0x3FFu;
+  return (x < 0 ? 0x8000u : 0u) | (exponent + 15) << 10 | mantissa;
+}
+
+// Every byte in every place.
+void AddBytesToF16(std::vector<ConformanceCase>& cases) {
+  constexpr uint32_t kCount = 256;
+  std::vector<uint32_t> in(kCount * 2), out(kCount * 16);
+  const auto byte_of = [](uint32_t i, uint32_t place) { return (i * 5 + place * 77 + 3) % 256; };
+  for (uint32_t i = 0; i < kCount; ++i) {
+    for (uint32_t place = 0; place < 8; ++place) {
+      in[i * 2 + place / 4] |= byte_of(i, place) << (place % 4 * 8);
+    }
+    for (uint32_t pair = 0; pair < 16; ++pair) {
+      const auto low = static_cast<int>(byte_of(i, pair / 4));
+      const auto high = static_cast<int>(byte_of(i, 4 + pair % 4));
+      out[i * 16 + pair] =
+          F16BitsOf(low < 128 ? low : low - 256) | F16BitsOf(high < 128 ? high : high - 256) << 16;
+    }
+  }
+  ConformanceCase test;
+  test.name = "integer.bytes_to_f16";
+  test.capability = 80;
+  test.expected = ToBytes(out);
+  test.run = Simple(Primitive::kBytesToF16, Config(kCount / 128, 128, 0), {ToBytes(in), {}, {}},
+                    test.expected.size());
+  cases.push_back(std::move(test));
+}
+
 }  // namespace
 
 std::vector<ConformanceCase> ConformanceCases() {
@@ -178,6 +213,7 @@ std::vector<ConformanceCase> ConformanceCases() {
   AddMemory(cases, random);
   AddMath(cases, random);
   AddInteger(cases, random);
+  AddBytesToF16(cases);
   AddWarpgroups(cases, random);
   return cases;
 }

@@ -46,6 +46,13 @@ void AddSmallCopies(std::vector<ConformanceCase>& cases, Random& random) {
                  {test.expected, {}, {}}, static_cast<size_t>(bytes), {0, 0, 0, 0, 0, bytes});
       cases.push_back(std::move(test));
     }
+    ConformanceCase reuse;
+    reuse.name = absl::StrCat("cp.async.bulk.wait_group.read.", bytes);
+    reuse.capability = 90;
+    reuse.expected = RandomBytes(random, static_cast<size_t>(8 * bytes));
+    reuse.run = Simple(Primitive::kBulkStoreReuse, Config(1, 64, bytes), {reuse.expected, {}, {}},
+                       reuse.expected.size(), {8, 0, 0, 0, 0, bytes});
+    cases.push_back(std::move(reuse));
   }
 }
 

@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "core/dtype.h"
 #include "cuda/conformance/primitives.h"
 #include "cuda/device/bulk_copy.h"
@@ -194,8 +196,26 @@ __global__ void __launch_bounds__(64) BulkStoreKernel(const PrimitiveParams p) {
   if (Thread() == 0) {
     BulkStore(p.out, tile, static_cast<uint32_t>(p.v[5]));
     BulkCommit();
-    BulkWaitRead<0>();
     BulkWait<0>();
+  }
+}
+
+__global__ void __launch_bounds__(64) BulkStoreReuseKernel(const PrimitiveParams p) {
+  SharedCarver shared;
+  const int words = p.v[5] / 4;
+  auto* tile = shared.Take<uint32_t>(words);
+  for (int round = 0; round < p.v[0]; ++round) {
+    for (int i = Thread(); i < words; i += 64) {
+      tile[i] = static_cast<const uint32_t*>(p.a)[round * words + i];
+    }
+    FenceProxyAsync();
+    SyncThreads();
+    if (Thread() == 0) {
+      BulkStore(static_cast<uint32_t*>(p.out) + round * words, tile, static_cast<uint32_t>(p.v[5]));
+      BulkCommit();
+      BulkWaitRead<0>();
+    }
+    SyncThreads();
   }
 }
 
@@ -330,6 +350,18 @@ __global__ void __launch_bounds__(128) IntegerKernel(const PrimitiveParams p) {
   out[0] = static_cast<uint32_t>(DotProduct4(in[0], in[1], static_cast<int32_t>(in[2])));
   out[1] = FunnelShiftRight(in[0], in[1], in[2]);
   out[2] = std::bit_cast<uint32_t>(UnpackHalf(static_cast<uint16_t>(in[0] & 0xFBFFu)));
+}
+
+template <int... kPair>
+__device__ inline void StoreBytesAsF16(uint32_t x, uint32_t y, uint32_t* out,
+                                       std::integer_sequence<int, kPair...>) {
+  ((out[kPair] = BytesToF16<kPair / 4, kPair % 4>(x, y)), ...);
+}
+__global__ void __launch_bounds__(128) BytesToF16Kernel(const PrimitiveParams p) {
+  const int i = static_cast<int>(blockIdx.x) * 128 + Thread();
+  const auto* in = static_cast<const uint32_t*>(p.a) + i * 2;
+  StoreBytesAsF16(in[0], in[1], static_cast<uint32_t*>(p.out) + i * 16,
+                  std::make_integer_sequence<int, 16>());
 }
 
 template <typename T, int kN, bool kRegisters, bool kTransposeA, bool kTransposeB>
@@ -486,6 +518,8 @@ KernelFunction PrimitiveFunction(Primitive primitive) {
       return MakeKernelFunction<&BulkLoadKernel>("bulk_load");
     case Primitive::kBulkStore:
       return MakeKernelFunction<&BulkStoreKernel>("bulk_store");
+    case Primitive::kBulkStoreReuse:
+      return MakeKernelFunction<&BulkStoreReuseKernel>("bulk_store_reuse");
     case Primitive::kMbarrierRing:
       return MakeKernelFunction<&MbarrierRingKernel>("mbarrier_ring");
     case Primitive::kWarp:
@@ -500,6 +534,8 @@ KernelFunction PrimitiveFunction(Primitive primitive) {
       return MakeKernelFunction<&MathKernel>("math");
     case Primitive::kInteger:
       return MakeKernelFunction<&IntegerKernel>("integer");
+    case Primitive::kBytesToF16:
+      return MakeKernelFunction<&BytesToF16Kernel>("bytes_to_f16");
     case Primitive::kCount:
       break;
   }

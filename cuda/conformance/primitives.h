@@ -63,6 +63,8 @@ enum class Primitive : int32_t {
   // v[5]: bytes.
   kBulkLoad,
   kBulkStore,
+  // v[0]: rounds, v[5]: bytes of each. Through one piece of shared memory.
+  kBulkStoreReuse,
   // v[0]: rounds. Producer and consumer warps over a ring of three; out: int32 [64] sums.
   kMbarrierRing,
   // out: uint32 [32, 12] of one warp: shuffles, votes.
@@ -79,6 +81,9 @@ enum class Primitive : int32_t {
   // a: uint32 [128, 3], x y z; out: uint32 [128, 3]: z plus the dot product of the bytes of x and
   // y, y:x shifted right by z, the f16 in the low half of x without bit 10 as f32.
   kInteger,
+  // a: uint32 [256, 2], x y; out: uint32 [256, 16]: byte i / 4 of x and i % 4 of y as a pair of
+  // f16.
+  kBytesToF16,
   kCount,
 };
 TANDEM_KERNEL_FUNCTION(PrimitiveFunction, Primitive primitive)

@@ -19,8 +19,8 @@ inline void NamedBarrierSync(int id, int threads, Site site = Site::Here()) {
 inline void NamedBarrierArrive(int id, int threads, Site site = Site::Here()) {
   emulator::ArriveBarrier(id, threads, site);
 }
-inline void FenceBlock() { emulator::Fence(false); }
-inline void FenceDevice() { emulator::Fence(true); }
+inline void FenceBlock(Site site = Site::Here()) { emulator::Fence(false, site); }
+inline void FenceDevice(Site site = Site::Here()) { emulator::Fence(true, site); }
 
 #else
 

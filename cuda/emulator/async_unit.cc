@@ -1,8 +1,5 @@
-// Asynchronous copies and mbarriers of one block.
-//
-// A cp.async belongs to its thread and completes when that thread waits for it. Bulk copies are
-// units of their own: the scheduler completes them when no thread can run (as late as possible), at
-// their issue (as early as possible), or at random.
+// Asynchronous copies of single threads, and mbarriers, of one block. A cp.async belongs to its
+// thread and completes when that thread waits for it. Bulk copies: bulk_copies.cc.
 #include "cuda/emulator/async_unit.h"
 
 #include <algorithm>
@@ -18,39 +15,9 @@ namespace tandem::cuda::emulator {
 namespace {
 
 constexpr int64_t kUnit = 16;  // bytes of shared memory that copies under way are counted by
-constexpr uint8_t kNotYet = 0xFF;
 constexpr uint64_t kBarrierMark = 0x7265697272614262u;  // what an mbarrier's 8 bytes hold here
-// PTX: the range of an mbarrier's transaction count.
-constexpr int64_t kMaxTransactionBytes = (int64_t{1} << 20) - 1;
-
-bool IsAligned(const void* pointer, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
-}
-
-// Address bits 4.. are XORed with bits 7..: 16-byte chunks of a row with the row's number.
-int64_t Swizzle(int64_t offset, int swizzle_bytes) {
-  if (swizzle_bytes == 0) return offset;
-  const int64_t mask = swizzle_bytes / 16 - 1;
-  return offset ^ ((offset >> 7 & mask) << 4);
-}
 
 }  // namespace
-
-absl::StatusOr<TensorMap> EncodeTensorMap(const TensorMapSpec& spec) {
-  TANDEM_RETURN_IF_ERROR(Validate(spec));
-  EmulatedTensorMap emulated = {};
-  emulated.magic = EmulatedTensorMap::kMagic;
-  emulated.global = static_cast<std::byte*>(const_cast<void*>(spec.data));
-  emulated.extent = spec.extent;
-  emulated.stride = spec.stride;
-  emulated.stride[0] = BlockBytes(spec.dtype);
-  emulated.box = spec.box;
-  emulated.rank = spec.rank;
-  emulated.swizzle = SwizzleBytes(spec.swizzle);
-  TensorMap map = {};
-  std::memcpy(&map, &emulated, sizeof(emulated));
-  return map;
-}
 
 AsyncUnit::AsyncUnit(Block& block, int threads)
     : block_(block),
@@ -288,228 +255,16 @@ std::string AsyncUnit::DescribeBarrier(const void* barrier) const {
                       state.missing_bytes, " bytes missing)");
 }
 
-// --- bulk copies
-
-void AsyncUnit::TensorCopy(bool load, const void* map, int rank, const int32_t* at, void* shared,
-                           void* barrier, Site site) {
-  const char* name = load ? "TMA load" : "TMA store";
-  Bulk bulk = {};
-  bulk.load = load;
-  bulk.tensor = true;
-  RawCopy(&bulk.map, map, sizeof(bulk.map));
-  if (bulk.map.magic != EmulatedTensorMap::kMagic || bulk.map.rank != rank) {
-    block_.Report(absl::StrCat(name, " at ", ToString(site), ": not a tensor map of rank ", rank));
-  }
-  if (reinterpret_cast<uintptr_t>(map) % 64 != 0) {
-    block_.Report(
-        absl::StrCat(name, " at ", ToString(site), ": the tensor map is not aligned to 64 bytes"));
-  }
-  std::copy(at, at + rank, bulk.at.begin());
-  bulk.bytes = bulk.map.stride[0];
-  for (int i = 0; i < rank; ++i) bulk.bytes *= bulk.map.box[static_cast<size_t>(i)];
-  bulk.shared = static_cast<std::byte*>(shared);
-  bulk.barrier = barrier;
-  bulk.site = site;
-  if (!IsAligned(shared, 128)) {
-    block_.Report(absl::StrCat(name, " at ", ToString(site),
-                               ": misaligned, expected shared memory aligned to 128 bytes"));
-  }
-  Enqueue(std::move(bulk));
-}
-
-void AsyncUnit::BulkCopy(bool load, void* global, void* shared, int64_t bytes, void* barrier,
-                         Site site) {
-  Bulk bulk = {};
-  bulk.load = load;
-  bulk.global = static_cast<std::byte*>(global);
-  bulk.shared = static_cast<std::byte*>(shared);
-  bulk.bytes = bytes;
-  bulk.barrier = barrier;
-  bulk.site = site;
-  if (!IsAligned(global, 16) || !IsAligned(shared, 16) || bytes % 16 != 0) {
-    block_.Report(absl::StrCat("cp.async.bulk at ", ToString(site),
-                               ": misaligned, expected addresses and size to be multiples of 16"));
-  }
-  Enqueue(std::move(bulk));
-}
-
-void AsyncUnit::Enqueue(Bulk bulk) {
-  const char* name = bulk.load ? "bulk load" : "bulk store";
-  bulk.owner = block_.running_thread();
-  bulk.group = bulk_group_[static_cast<size_t>(bulk.owner)];
-  bulk.order = std::make_unique<char>();
-  if (!block_.arena().Contains(bulk.shared, bulk.bytes)) {
-    block_.Report(absl::StrCat(name, " at ", ToString(bulk.site), ": ", bulk.bytes,
-                               " bytes beyond a piece: ", block_.arena().Describe(bulk.shared)));
-  }
-  if (const Site* other = PendingWrite(bulk.shared, bulk.bytes)) {
-    block_.Report(absl::StrCat(name, " at ", ToString(bulk.site), ": another copy, issued at ",
-                               ToString(*other), ", is still writing there"));
-  }
-  if (bulk.load && !Find(bulk.barrier, name, bulk.site).fenced) {
-    block_.Report(absl::StrCat(name, " at ", ToString(bulk.site),
-                               ": the initialisation of its mbarrier has not been fenced"));
-  }
-  Release(bulk.order.get());
-  if (bulk.load) {
-    // From here on the bytes are the unit's.
-    if (proxy_ == nullptr) proxy_ = std::make_unique<ProxyThread>();
-    const ProxyThread::Scope scope(*proxy_);
-    Acquire(bulk.order.get());
-    NoteWrite(bulk.shared, static_cast<size_t>(bulk.bytes));
-  }
-  if (bulk.load) {
-    block_.arena().AsyncFill(bulk.shared, kNotYet, bulk.bytes);
-    PoisonMemory(bulk.shared, static_cast<size_t>(bulk.bytes));
-    Mark(bulk.shared, bulk.bytes, true, bulk.site);
-  }
-  bulk_.push_back(std::move(bulk));
-  if (Now()) PerformAt(bulk_.size() - 1);
-}
-
-// Copies elements [first, last) of one row of a box; what lies outside the tensor is zero in a
-// load, left alone in a store. `at`: where the row starts in the arena, before swizzling. `global`:
-// of element 0 of the row.
-std::string AsyncUnit::PerformRow(const Bulk& bulk, int64_t at, std::byte* global, int64_t first,
-                                  int64_t last) {
-  const int64_t element = bulk.map.stride[0], elements = bulk.map.box[0];
-  const int64_t row_bytes = element * elements;
-  SharedArena& arena = block_.arena();
-  if (first < last) {
-    std::byte* begin = global + first * element;
-    const auto bytes = static_cast<size_t>((last - first) * element);
-    if (IsPoisoned(begin, bytes)) return "outside its tensor's memory";
-    if (bulk.load) {
-      NoteRead(begin, bytes);
-    } else {
-      NoteWrite(begin, bytes);
-    }
-  }
-  for (int64_t chunk = 0; chunk < row_bytes; chunk += 16) {
-    auto* shared = const_cast<std::byte*>(arena.At(Swizzle(at + chunk, bulk.map.swizzle)));
-    const int64_t begin = std::clamp(first * element, chunk, chunk + 16);
-    const int64_t end = std::clamp(last * element, begin, chunk + 16);
-    std::array<std::byte, 16> bytes{};
-    if (bulk.load) {
-      if (begin < end) {
-        RawCopy(bytes.data() + (begin - chunk), global + begin, static_cast<size_t>(end - begin));
-      }
-      arena.AsyncWrite(shared, bytes.data(), 16);
-    } else {
-      NoteRead(shared, 16);
-      if (!arena.AsyncRead(bytes.data(), shared, 16)) {
-        return absl::StrCat("reads what was written without fence.proxy.async, ",
-                            arena.Describe(shared));
-      }
-      if (begin < end) {
-        RawCopy(global + begin, bytes.data() + (begin - chunk), static_cast<size_t>(end - begin));
-      }
-    }
-  }
-  return "";
-}
-
-std::string AsyncUnit::Perform(const Bulk& bulk) {
-  SharedArena& arena = block_.arena();
-  if (!bulk.tensor) {
-    // As a row of bytes.
-    Bulk row = {};
-    row.load = bulk.load;
-    row.map.stride[0] = 1;
-    row.map.box[0] = static_cast<int32_t>(bulk.bytes);
-    return PerformRow(row, arena.Offset(bulk.shared), bulk.global, 0, bulk.bytes);
-  }
-  const EmulatedTensorMap& map = bulk.map;
-  const int64_t row_bytes = map.stride[0] * map.box[0];
-  const int64_t rows = bulk.bytes / row_bytes;
-  const int64_t first = std::clamp<int64_t>(-int64_t{bulk.at[0]}, 0, map.box[0]);
-  const int64_t last = std::clamp<int64_t>(map.extent[0] - bulk.at[0], first, map.box[0]);
-  for (int64_t row = 0; row < rows; ++row) {
-    int64_t rest = row;
-    bool inside = true;
-    std::byte* global = map.global + bulk.at[0] * map.stride[0];
-    for (size_t i = 1; i < static_cast<size_t>(map.rank); ++i) {
-      const int64_t index = bulk.at[i] + rest % map.box[i];
-      rest /= map.box[i];
-      inside = inside && index >= 0 && index < map.extent[i];
-      global += index * map.stride[i];
-    }
-    const std::string error = PerformRow(bulk, arena.Offset(bulk.shared) + row * row_bytes, global,
-                                         inside ? first : 0, inside ? last : 0);
-    if (!error.empty()) return error;
-  }
-  return "";
-}
-
-void AsyncUnit::PerformAt(size_t index) {
-  const Bulk bulk = std::move(bulk_[index]);
-  bulk_.erase(bulk_.begin() + static_cast<std::ptrdiff_t>(index));
-  if (proxy_ == nullptr) proxy_ = std::make_unique<ProxyThread>();
-  std::string error;
-  {
-    const ProxyThread::Scope scope(*proxy_);
-    Acquire(bulk.order.get());
-    if (bulk.load) {
-      UnpoisonMemory(bulk.shared, static_cast<size_t>(bulk.bytes));
-      Mark(bulk.shared, bulk.bytes, false, bulk.site);
-      NoteWrite(bulk.shared, static_cast<size_t>(bulk.bytes));
-    }
-    error = Perform(bulk);
-    if (bulk.load) {
-      Mbarrier& state = barriers_[bulk.barrier];
-      Release(&state.order[state.phase & 1]);
-    }
-    Release(&stores_);
-  }
-  if (!error.empty()) {
-    block_.Fail(absl::StrCat(bulk.load ? "bulk load" : "bulk store", " issued at ",
-                             ToString(bulk.site), " by thread ", bulk.owner, ": ", error));
-    return;
-  }
-  if (!bulk.load) {
-    // The owner has waited for it, or will.
-    return;
-  }
-  Mbarrier& state = barriers_[bulk.barrier];
-  state.missing_bytes -= bulk.bytes;
-  if (state.missing_bytes < -kMaxTransactionBytes) {
-    block_.Fail(absl::StrCat("bulk load issued at ", ToString(bulk.site),
-                             ": more bytes than its mbarrier can count"));
-    return;
-  }
-  // An arrival of nobody: ends the phase if only these bytes were missing.
-  if (state.missing_bytes == 0 && state.pending == 0) {
-    ++state.pending;
-    Arrived(bulk.barrier, state);
-  }
-}
-
-void AsyncUnit::BulkCommit() { ++bulk_group_[static_cast<size_t>(block_.running_thread())]; }
-
-void AsyncUnit::BulkWait(int pending) {
-  const int self = block_.running_thread();
-  const int64_t before = bulk_group_[static_cast<size_t>(self)] - pending;
-  for (size_t i = 0; i < bulk_.size();) {
-    if (!bulk_[i].load && bulk_[i].owner == self && bulk_[i].group < before) {
-      PerformAt(i);
-    } else {
-      ++i;
-    }
-  }
-  Acquire(&stores_);
-}
-
 bool AsyncUnit::CompleteOne() {
-  // Stores complete when they are waited for: that is the latest.
-  std::vector<size_t> loads;
+  // Loads, and stores that have read; others read when they are waited for: that is the latest.
+  std::vector<size_t> ready;
   for (size_t i = 0; i < bulk_.size(); ++i) {
-    if (bulk_[i].load) {
-      loads.push_back(i);
-      if (block_.options().completion != Completion::kRandom) break;
-    }
+    if (!bulk_[i].load && !bulk_[i].read) continue;
+    ready.push_back(i);
+    if (block_.options().completion != Completion::kRandom) break;
   }
-  if (!loads.empty()) {
-    PerformAt(loads[static_cast<size_t>(block_.Random() % loads.size())]);
+  if (!ready.empty()) {
+    PerformAt(ready[static_cast<size_t>(block_.Random() % ready.size())]);
     return true;
   }
   // cp.async that an mbarrier is to be told of.
@@ -534,7 +289,7 @@ bool AsyncUnit::CompleteOne() {
 std::string AsyncUnit::CheckExit() {
   const int self = block_.running_thread();
   for (const Bulk& bulk : bulk_) {
-    if (!bulk.load && bulk.owner == self) {
+    if (!bulk.load && !bulk.read && bulk.owner == self) {
       return absl::StrCat("ends before its bulk store, issued at ", ToString(bulk.site),
                           ", has read shared memory");
     }
@@ -545,14 +300,6 @@ std::string AsyncUnit::CheckExit() {
                    [](const SmallCopy& c) { return c.arrives_at != nullptr; })) {
     queue.group += 1;
     CopyAsyncWait(0);
-  }
-  return "";
-}
-
-std::string AsyncUnit::CheckEnd() const {
-  for (const Bulk& bulk : bulk_) {
-    return absl::StrCat("the block has ended, the bulk load issued at ", ToString(bulk.site),
-                        " by thread ", bulk.owner, " has not");
   }
   return "";
 }

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/emulator/async.h"
@@ -17,6 +18,14 @@
 namespace tandem::cuda::emulator {
 
 class Block;
+
+inline constexpr uint8_t kNotYet = 0xFF;  // what is under way holds
+// PTX: the range of an mbarrier's transaction count.
+inline constexpr int64_t kMaxTransactionBytes = (int64_t{1} << 20) - 1;
+
+inline bool IsAligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
+}
 
 class AsyncUnit {
  public:
@@ -39,14 +48,15 @@ class AsyncUnit {
                   void* barrier, Site site);
   void BulkCopy(bool load, void* global, void* shared, int64_t bytes, void* barrier, Site site);
   void BulkCommit();
-  void BulkWait(int pending);
+  // `read`: it is enough that the sources have been read.
+  void BulkWait(int pending, bool read);
   // The running thread ends: what is wrong with that, or "".
   std::string CheckExit();
 
   // Of the scheduler. Completes one piece of work that completes by itself; false if there is none.
   bool CompleteOne();
-  // All threads have ended: what is wrong, or "".
-  std::string CheckEnd() const;
+  // All threads have ended: completes the stores that have only read. What is wrong, or "".
+  std::string Finish();
   // "mbarrier ... (phase 3, 1 arrival and 512 bytes missing)", for reports.
   std::string DescribeBarrier(const void* barrier) const;
 
@@ -89,17 +99,21 @@ class AsyncUnit {
     int64_t group;
     Site site;
     std::unique_ptr<char> order;  // of the issue and what follows
+    bool read;                    // a store's source has been, into `staged`
+    std::vector<std::pair<std::byte*, std::vector<std::byte>>> staged;  // what goes where
   };
 
   Mbarrier& Find(void* barrier, const char* operation, Site site);
   void Arrived(void* barrier, Mbarrier& state);
   void Perform(const SmallCopy& copy);
   void Enqueue(Bulk bulk);
-  // "" or what is wrong with the kernel.
-  std::string Perform(const Bulk& bulk);
-  std::string PerformRow(const Bulk& bulk, int64_t at, std::byte* global, int64_t first,
-                         int64_t last);
+  // A load; of a store, the reading. "" or what is wrong with the kernel.
+  std::string Perform(Bulk& bulk);
+  std::string PerformRow(Bulk& bulk, int64_t at, std::byte* global, int64_t first, int64_t last);
   void PerformAt(size_t index);
+  bool ReadSource(Bulk& store);
+  void WriteBack(const Bulk& store);
+  ProxyThread& proxy();
   bool Now();  // does work issued now complete at once?
   void Mark(const void* shared, int64_t bytes, bool pending, Site site);
 
@@ -109,7 +123,8 @@ class AsyncUnit {
   std::deque<Bulk> bulk_;
   std::vector<int64_t> bulk_group_;  // by thread
   std::unique_ptr<ProxyThread> proxy_;
-  char stores_ = 0;  // what its work so far happened before
+  char reads_ = 0;   // what its stores' reading so far happened before
+  char stores_ = 0;  // what their writing did
   // By 16 bytes of the arena: copies under way, and the place of the last.
   std::vector<uint16_t> pending_;
   std::vector<Site> pending_site_;

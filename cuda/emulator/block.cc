@@ -105,6 +105,8 @@ void Block::ThreadMain(void* block) {
   self->EndThread()->Suspend(/*last=*/true);
 }
 
+void Block::ReleaseToHost() { Release(&launch_.end_order); }
+
 Fiber* Block::EndThread() {
   const InsideEmulator inside;
   Lane& lane = running();
@@ -148,7 +150,7 @@ bool Block::Run() {
     if (stuck_) Stop(DescribeStuck());
   }
   if (!stopped_) {
-    std::string error = async_.CheckEnd();
+    std::string error = async_.Finish();
     if (error.empty()) error = pool_.shared.CheckGuards();
     if (!error.empty()) Stop(error);
   }
@@ -158,6 +160,11 @@ bool Block::Run() {
   }
   // Threads that did not end leave their fibers in the middle of kernel code: nothing there needs
   // destruction, and Start() makes the stacks usable again.
+  for (const Lane& lane : lanes_) {
+    if (lane.state != State::kDone && lane.fiber != nullptr) {
+      lane.fiber->Abandon(&launch_.end_order);
+    }
+  }
   current_block = outer_block;
   current_thread = outer_thread;
   return !stopped_;

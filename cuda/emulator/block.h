@@ -76,6 +76,8 @@ class Block {
   void Suspend(const char* waits_for, int barrier, Site site);
   void Suspend(const char* waits_for, const void* barrier, Site site);
   void MakeReady(int thread);
+  // What happened so far happened before the launch's end.
+  void ReleaseToHost();
   // Ends the launch with an error that is not the running thread's.
   void Fail(const std::string& what) { Stop(what); }
   EmulatorStatistics& statistics() { return statistics_; }

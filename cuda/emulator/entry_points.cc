@@ -7,6 +7,7 @@
 #include "cuda/emulator/async.h"
 #include "cuda/emulator/block.h"
 #include "cuda/emulator/matrix.h"
+#include "cuda/emulator/ordering_calls.h"
 #include "cuda/emulator/races.h"
 #include "cuda/emulator/thread.h"
 #include "cuda/emulator/warpgroup.h"
@@ -36,16 +37,29 @@ void CountBankConflicts(void* const* lanes) {
   }
 }
 
+// Of calls made inside the emulator.
+bool LeftOut(const char* call, Site site) {
+  OrderingCalls* calls = Block::Current().options().ordering_calls;
+  return calls != nullptr && calls->LeavesOut(call, site);
+}
+
 }  // namespace
 
 // thread.h
 
+bool LeavesOut(const char* call, Site site) {
+  const InsideEmulator inside;
+  return LeftOut(call, site);
+}
+
 void SyncBarrier(int id, int threads, bool same_site, Site site) {
   const InsideEmulator inside;
+  if (LeftOut(id == 0 ? "SyncThreads" : "NamedBarrierSync", site)) return;
   Block::Current().SyncBarrier(id, threads, same_site, site);
 }
 void ArriveBarrier(int id, int threads, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("NamedBarrierArrive", site)) return;
   Block::Current().ArriveBarrier(id, threads, site);
 }
 void WarpCollective(const char* operation, uint32_t mask, void* data, CollectiveFn execute,
@@ -55,14 +69,16 @@ void WarpCollective(const char* operation, uint32_t mask, void* data, Collective
 }
 void SyncWarp(uint32_t mask, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("SyncWarp", site)) return;
   Block::Current().SyncWarp(mask, site);
 }
 void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site) {
   const InsideEmulator inside;
   return Block::Current().SharedPiece(offset, bytes, index, alignment, site);
 }
-void Fence(bool device) {
+void Fence(bool device, Site site) {
   const InsideEmulator inside;
+  if (LeftOut(device ? "FenceDevice" : "FenceBlock", site)) return;
   Block::Current().Fence(device);
 }
 void Yield(Site site) {
@@ -81,16 +97,19 @@ void CopyAsync(void* shared, const void* global, int bytes, int valid, Site site
   AsyncUnit& async = Block::Current().async();
   async.CopyAsync(shared, global, bytes, valid, site);
 }
-void CopyAsyncCommit(Site) {
+void CopyAsyncCommit(Site site) {
   const InsideEmulator inside;
+  if (LeftOut("CopyAsyncCommit", site)) return;
   Block::Current().async().CopyAsyncCommit();
 }
-void CopyAsyncWait(int pending, Site) {
+void CopyAsyncWait(int pending, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("CopyAsyncWait", site)) return;
   Block::Current().async().CopyAsyncWait(pending);
 }
 void CopyAsyncArrive(void* barrier, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("CopyAsyncArrive", site)) return;
   Block::Current().async().CopyAsyncArrive(barrier, site);
 }
 void MbarrierInit(void* barrier, int count, Site site) {
@@ -103,10 +122,12 @@ void MbarrierInvalidate(void* barrier, Site site) {
 }
 void MbarrierArrive(void* barrier, int count, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("MbarrierArrive", site)) return;
   Block::Current().async().MbarrierArrive(barrier, count, site);
 }
 void MbarrierExpect(void* barrier, int64_t bytes, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("MbarrierExpect", site)) return;
   Block::Current().async().MbarrierExpect(barrier, bytes, site);
 }
 bool MbarrierTest(void* barrier, int parity, Site site) {
@@ -115,14 +136,17 @@ bool MbarrierTest(void* barrier, int parity, Site site) {
 }
 void MbarrierWait(void* barrier, int parity, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("MbarrierWait", site)) return;
   Block::Current().async().MbarrierWait(barrier, parity, site);
 }
-void FenceMbarrierInit(Site) {
+void FenceMbarrierInit(Site site) {
   const InsideEmulator inside;
+  if (LeftOut("FenceMbarrierInit", site)) return;
   Block::Current().async().FenceMbarrierInit();
 }
-void FenceProxyAsync(Site) {
+void FenceProxyAsync(Site site) {
   const InsideEmulator inside;
+  if (LeftOut("FenceProxyAsync", site)) return;
   Block::Current().async().FenceProxyAsync();
 }
 void TensorLoad(void* shared, const void* map, int rank, const int32_t* at, void* barrier,
@@ -143,31 +167,36 @@ void BulkStore(void* global, const void* shared, int64_t bytes, Site site) {
   const InsideEmulator inside;
   Block::Current().async().BulkCopy(false, global, const_cast<void*>(shared), bytes, nullptr, site);
 }
-void BulkCommit(Site) {
+void BulkCommit(Site site) {
   const InsideEmulator inside;
+  if (LeftOut("BulkCommit", site)) return;
   Block::Current().async().BulkCommit();
 }
-void BulkWait(int pending, bool /*read*/, Site) {
+void BulkWait(int pending, bool read, Site site) {
   const InsideEmulator inside;
-  Block::Current().async().BulkWait(pending);
+  if (LeftOut("BulkWait", site)) return;
+  Block::Current().async().BulkWait(pending, read);
 }
 
 // warpgroup.h
 
-void WarpgroupFence(Site) {
+void WarpgroupFence(Site site) {
   const InsideEmulator inside;
+  if (LeftOut("WarpgroupFence", site)) return;
   Block::Current().warpgroups().Fence();
 }
 void WarpgroupMultiply(const WarpgroupProduct& product, Site site) {
   const InsideEmulator inside;
   Block::Current().warpgroups().Multiply(product, site);
 }
-void WarpgroupCommit(Site) {
+void WarpgroupCommit(Site site) {
   const InsideEmulator inside;
+  if (LeftOut("WarpgroupCommit", site)) return;
   Block::Current().warpgroups().Commit();
 }
 void WarpgroupWait(int pending, Site site) {
   const InsideEmulator inside;
+  if (LeftOut("WarpgroupWait", site)) return;
   Block::Current().warpgroups().Wait(pending, site);
 }
 void SetMaxRegisters(int registers, bool increase, Site site) {

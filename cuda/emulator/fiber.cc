@@ -113,6 +113,15 @@ void Fiber::Start(void (*entry)(void*), void* argument) {
   own_ = frame;
 }
 
+void Fiber::Abandon([[maybe_unused]] void* order) {
+#if TANDEM_TSAN
+  void* const host = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(race_context_, __tsan_switch_to_fiber_no_sync);
+  __tsan_release(order);
+  __tsan_switch_to_fiber(host, __tsan_switch_to_fiber_no_sync);
+#endif
+}
+
 void Fiber::Enter(Fiber* self) {
 #if TANDEM_ASAN
   __sanitizer_finish_switch_fiber(nullptr, &self->host_bottom_, &self->host_size_);

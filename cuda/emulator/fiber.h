@@ -23,6 +23,9 @@ class Fiber {
   void Resume();
   // From the fiber: back to Resume's caller. `last`: this run is over.
   void Suspend(bool last);
+  // For race detectors: what a fiber that is left in the middle did happened before what follows an
+  // Acquire(order).
+  void Abandon(void* order);
 
  private:
   static void Enter(Fiber* self);

@@ -37,8 +37,10 @@ void RunBlocks(Launch& launch) {
   std::unique_ptr<BlockPool> pool = std::move(kept_pool);
   try {
     if (pool == nullptr) pool = std::make_unique<BlockPool>();
-    for (int64_t i = launch.next_block++; i < launch.num_blocks(); i = launch.next_block++) {
-      if (launch.stopped.load() || !Block(launch, *pool, i).Run()) break;
+    const int64_t times = launch.options.twin_blocks ? 2 : 1;
+    for (int64_t i = launch.next_block++; i < times * launch.num_blocks();
+         i = launch.next_block++) {
+      if (launch.stopped.load() || !Block(launch, *pool, i / times).Run()) break;
     }
   } catch (const std::bad_alloc&) {
     const std::lock_guard<std::mutex> lock(launch.mutex);
@@ -50,6 +52,8 @@ void RunBlocks(Launch& launch) {
 }
 
 }  // namespace
+
+bool DetectsRaces() { return kDetectsRaces; }
 
 absl::StatusOr<EmulatorOptions> EmulatorOptions::Parse(std::string_view text) {
   EmulatorOptions options;
@@ -86,6 +90,13 @@ absl::Status RunKernel(const KernelFunction& function, const LaunchConfig& confi
                        const void* params, const EmulatorOptions& options) {
   if (function.emulated == nullptr) {
     return absl::InternalError("the kernel has no form for the emulated device");
+  }
+  if (options.statistics != nullptr) {
+    const std::lock_guard<std::mutex> lock(options.statistics->mutex);
+    auto& seen = options.statistics->launches[{function.name, function.emulated}];
+    seen.threads = std::max(seen.threads, config.block.x * config.block.y * config.block.z);
+    seen.least_shared_bytes = std::min(seen.least_shared_bytes, config.shared_bytes);
+    seen.most_shared_bytes = std::max(seen.most_shared_bytes, config.shared_bytes);
   }
   Launch launch;
   launch.function = &function;

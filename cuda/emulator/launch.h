@@ -8,7 +8,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,11 +29,24 @@ enum class Schedule : uint8_t { kFifo, kLifo, kReverse, kRandom };
 // issued, or at random. Lazy shows missing waits, eager shows what is overwritten too early.
 enum class Completion : uint8_t { kLazy, kEager, kRandom };
 
-// Counted over a launch.
+// Counted over launches.
 struct EmulatorStatistics {
   std::atomic<int64_t> matrix_moves{0};    // 8x8 matrices of ldmatrix and stmatrix
   std::atomic<int64_t> bank_conflicts{0};  // extra passes over shared memory that these take
+
+  struct Launches {
+    int64_t threads = 0;  // of the largest block
+    int64_t least_shared_bytes = INT64_MAX, most_shared_bytes = 0;
+  };
+  std::mutex mutex;
+  // By function (several may have one name); guarded by mutex.
+  std::map<std::pair<std::string, void (*)(const void*)>, Launches> launches;
 };
+
+class OrderingCalls;  // ordering_calls.h
+
+// Does ThreadSanitizer watch kernels in this build?
+bool DetectsRaces();
 
 struct EmulatorOptions {
   Schedule schedule = Schedule::kFifo;
@@ -43,6 +60,10 @@ struct EmulatorOptions {
   // stopped (watchdog.h); 0: for ever.
   double stuck_seconds = 20.0;
   EmulatorStatistics* statistics = nullptr;  // added to, if not nullptr
+  OrderingCalls* ordering_calls = nullptr;   // of tests that plant bugs
+  // For tests of the race detector: every block runs twice, so that whatever a kernel writes races
+  // with what its twin writes. The results mean nothing.
+  bool twin_blocks = false;
 
   // "fifo", "lifo", "reverse" or "random:SEED", and then, if asynchronous work is not to be lazy,
   // ",eager" or ",random". InvalidArgument otherwise.

@@ -61,10 +61,13 @@ void SyncWarp(uint32_t mask, Site site);
 void* SharedPiece(int64_t offset, int64_t bytes, int index, int64_t alignment, Site site);
 
 // What this thread did before is before what others do after a fence of theirs that comes later.
-void Fence(bool device);
+void Fence(bool device, Site site);
 
 // Lets other threads of the block run: in every loop that waits for memory to change.
 void Yield(Site site);
+
+// Has a test asked that nothing happen at this call (ordering_calls.h)?
+bool LeavesOut(const char* call, Site site);
 
 // Reports an error of the kernel and ends the launch. Does not return.
 [[noreturn]] void ReportBug(const char* what, Site site);

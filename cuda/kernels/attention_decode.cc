@@ -66,7 +66,7 @@ DecodeShape ShapeOf(const KernelContext& context, const AttentionArgs& args) {
   DecodeShape shape = {};
   shape.many_columns = columns > 8;
   shape.wide = args.v_head_dim() > 128;
-  shape.variants = shape.many_columns || !HasPlainScores(args);
+  shape.variants = shape.many_columns || (shape.wide && !floats) || !HasPlainScores(args);
   const int64_t of_warp = floats ? (shape.many_columns ? kDecodeMaxColumns : 8)
                           : shape.many_columns && !shape.wide ? 16
                                                               : 8;
@@ -126,6 +126,11 @@ struct Layout {  // of the workspace
 int64_t PassesOf(const AttentionArgs& args, const DecodeLayout& layout) {
   return std::max<int64_t>((args.q_len() * args.group() + layout.columns - 1) / layout.columns, 1);
 }
+// Blocks beside each other that share the passes of a split. A packed batch has as many passes as
+// if all its queries were one sequence's; most do not exist, so one block goes over those that do.
+int64_t PassBlocksOf(const AttentionArgs& args, const DecodeLayout& layout) {
+  return args.q_offsets.present() ? 1 : PassesOf(args, layout);
+}
 
 Layout TakeLayout(Workspace& workspace, const AttentionArgs& args, const DecodePlan& plan,
                   const DecodeLayout& decode) {
@@ -155,7 +160,7 @@ KernelFunction FunctionOf(const CudaStream& stream, const AttentionArgs& args,
 }
 
 bool QueriesAreVectors(const AttentionArgs& args) {
-  return args.head_dim() % kVectorElements == 0 && CheckVectorRows("q", args.q).ok();
+  return args.head_dim() % kVectorElements == 0 && HasVectorRows(args.q);
 }
 
 }  // namespace
@@ -164,9 +169,10 @@ DecodePlan PlanOfDecode(const KernelContext& context, const AttentionArgs& args)
   DecodePlanInput in;
   in.capacity = args.cache_len();
   in.sequences = args.batch();
-  in.kv_heads = args.kv_heads();
+  const DecodeShape shape = ShapeOf(context, args);
+  in.kv_heads = args.kv_heads() * PassBlocksOf(args, shape.layout);
   in.multiprocessors = CudaStream::Of(context).info().multiprocessors;
-  in.blocks_per_multiprocessor = ShapeOf(context, args).blocks_per_multiprocessor;
+  in.blocks_per_multiprocessor = shape.blocks_per_multiprocessor;
   in.batch_invariant = args.batch_invariant;
   return PlanDecode(in);
 }
@@ -180,26 +186,23 @@ absl::Status SupportsDecode(const KernelContext& context, const AttentionArgs& a
     return Unimplemented(
         "batch_invariant: whether packed queries are few depends on the other sequences");
   }
-  if (ColumnsOf(args) > MaxColumns(args)) {
-    return Unimplemented("needs <= ", MaxColumns(args), " query rows per key/value head, got ",
+  if (ColumnsOf(args) > kDecodeMaxRows) {
+    return Unimplemented("needs <= ", kDecodeMaxRows, " query rows per key/value head, got ",
                          ColumnsOf(args));
   }
   if (SequenceKeys(args) > kMaxKeys) {
     return Unimplemented("needs <= 2^30 keys, got ", SequenceKeys(args));
   }
-  if (args.batch() * args.kv_heads() > INT32_MAX / (2 * kDecodeMaxSplits)) {
-    return Unimplemented(
-        "needs sequences * key/value heads <= ", INT32_MAX / (2 * kDecodeMaxSplits), ", got ",
-        args.batch() * args.kv_heads());
-  }
-  if (args.batch_invariant) {  // then the number of splits has no bound of its own
-    const int64_t splits =
-        PlanDecode({.capacity = args.cache_len(), .batch_invariant = true}).splits;
-    const int64_t most = INT32_MAX / (splits + 1);
-    if (args.batch() * args.kv_heads() > most) {
-      return Unimplemented("batch_invariant: with ", args.cache_len(), " keys, needs sequences * ",
-                           "key/value heads <= ", most, ", got ", args.batch() * args.kv_heads());
-    }
+  // Blocks are numbered by 32 bits. In batch-invariant calls the capacity alone says how many
+  // splits there are.
+  const int64_t splits =
+      args.batch_invariant
+          ? PlanDecode({.capacity = args.cache_len(), .batch_invariant = true}).splits
+          : kDecodeMaxSplits;
+  const int64_t most = INT32_MAX / ((splits + 1) * kDecodeMaxRows / 8);
+  if (args.batch() * args.kv_heads() > most) {
+    return Unimplemented("needs sequences * key/value heads <= ", most, ", got ",
+                         args.batch() * args.kv_heads());
   }
   TANDEM_RETURN_IF_ERROR(CheckVectorRows("k", args.k));
   TANDEM_RETURN_IF_ERROR(CheckVectorRows("v", args.v));
@@ -236,6 +239,7 @@ absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args,
   params.splits = static_cast<int32_t>(chosen.splits);
   params.fixed_tiles = static_cast<int32_t>(chosen.fixed_tiles);
   params.passes = static_cast<int32_t>(PassesOf(args, shape.layout));
+  params.pass_blocks = static_cast<int32_t>(PassBlocksOf(args, shape.layout));
   params.q_terms = QueryTerms(args);
   params.q_scaled = params.q_terms > 1 && args.k.dtype != DType::kBF16;
   params.q_vectors = QueriesAreVectors(args);
@@ -245,7 +249,8 @@ absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args,
                                                  layout.counter_count * int64_t{4}));
   }
   LaunchConfig config;
-  config.grid.x = args.batch() * args.kv_heads() * (chosen.splits + (params.fresh ? 1 : 0));
+  config.grid.x = args.batch() * args.kv_heads() * (chosen.splits + (params.fresh ? 1 : 0)) *
+                  params.pass_blocks;
   config.block.x = int64_t{32} * kDecodeKeyWarps * shape.column_warps;
   config.shared_bytes = shape.shared_bytes;
   return stream.Launch(FunctionOf(stream, args, shape), config, params);

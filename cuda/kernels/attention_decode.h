@@ -19,7 +19,8 @@ namespace tandem::cuda {
 
 // A column is a row of q that shares a key/value head with the others: token * group + head within
 // the group. 8 columns are the small dimension of a matrix instruction.
-inline constexpr int kDecodeMaxColumns = 32;
+inline constexpr int kDecodeMaxRows = 64;      // columns of a key/value head
+inline constexpr int kDecodeMaxColumns = 32;   // of a block
 inline constexpr int kDecodeKeyWarps = 4;      // share the keys of a tile: 16 each
 inline constexpr int kDecodeMaxHeadDim = 256;  // of q and k, and of v
 inline constexpr int kDecodeFreshTile = 16;    // keys of k_new at a time
@@ -47,7 +48,8 @@ struct DecodeParams {
   uint32_t* counters;     // [sequence][head][pass]: parts that have arrived, 0 before and after
   int32_t splits;         // of the cache; with new keys their part comes behind
   int32_t fixed_tiles;    // see DecodePlan
-  int32_t passes;         // over groups of columns; more than one only for packed queries
+  int32_t passes;         // over groups of columns, where a block has not room for all of them
+  int32_t pass_blocks;    // passes that have blocks of their own: all, or of packed queries one
   int32_t q_terms;        // 16-bit numbers that a number of q is the sum of: 1 or 2
   bool q_scaled;          // by a power of two per row, so that it stays within f16
   bool q_vectors;         // rows of q can be read 16 bytes at a time
@@ -55,7 +57,7 @@ struct DecodeParams {
 };
 
 // 16-bit and int8 caches, on tensor cores; see attention_decode_mma.h. `wide`: values of more than
-// 128 elements. `many_columns`: more than 8, with VariantScores.
+// 128 elements. `many_columns`: more than 8. Both have VariantScores only.
 TANDEM_KERNEL_FUNCTION(DecodeF16Function, bool many_columns, bool wide, bool variants)
 TANDEM_KERNEL_FUNCTION(DecodeBF16Function, bool many_columns, bool wide, bool variants)
 TANDEM_KERNEL_FUNCTION(DecodeI8Function, bool many_columns, bool wide, bool variants)

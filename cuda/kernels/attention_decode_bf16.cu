@@ -1,5 +1,5 @@
-// Decode attention over BF16 caches; the kernel is in attention_decode_mma.h.
-#include "cuda/kernels/attention_decode_mma.h"
+// Decode attention over BF16 caches; see attention_decode_mma.h.
+#include "cuda/kernels/attention_decode_kernel.h"
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 

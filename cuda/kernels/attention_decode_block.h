@@ -1,7 +1,11 @@
 // What a block of a decode kernel works on, and what becomes of its result: common to all caches.
 //
 // A block has one sequence, one key/value head and one part of the keys: a split of the cache, or
-// the new keys. Its result, in shared memory, is for every column the largest score, the sum of
+// the new keys. Query rows ("columns") that are more than a block has room for belong to further
+// blocks, its neighbours in the grid: they read the keys at about the same time, so that the
+// second-level cache has them. (Of packed queries, all are one block's, in passes.)
+//
+// A block's result, in shared memory, is for every column the largest score, the sum of
 // exponentials relative to it, and the values weighted by them. If it is the only part it writes
 // the output; else it leaves the result in the workspace and counts itself in, and the last one to
 // arrive merges all parts, in their order (flash-decoding's merge in the same launch).
@@ -19,6 +23,7 @@
 #include "cuda/kernels/attention_decode.h"
 #include "cuda/kernels/attention_scores.h"
 #include "cuda/kernels/attention_sequence.h"
+#include "cuda/kernels/attention_weights.h"
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 
@@ -33,6 +38,7 @@ struct DecodeBlock {
   int used;                  // splits that have tiles, at least one if nobody else writes
   int parts;                 // and the new keys, if they are visible
   int first_tile, end_tile;  // of this split
+  int first_pass;            // and every pass_blocks-th behind it
   bool idle;                 // nothing to do, nobody waits for it
 };
 
@@ -41,6 +47,9 @@ __device__ inline DecodeBlock DecodeBlockOf(const DecodeParams& p, uint32_t inde
   const auto heads = static_cast<uint32_t>(a.k.dims[1]);
   const auto sequences = static_cast<uint32_t>(a.sequences);
   DecodeBlock block;
+  const auto pass_blocks = static_cast<uint32_t>(p.pass_blocks);
+  block.first_pass = static_cast<int>(index % pass_blocks);
+  index /= pass_blocks;
   block.kv_head = static_cast<int>(index % heads);
   block.s = SequenceOf(a, index / heads % sequences);
   block.split = static_cast<int>(index / heads / sequences);
@@ -138,9 +147,6 @@ __device__ inline const typename Scores::Row& DecodeRow(const DecodeShared& shar
 __device__ inline float DecodeWeight(float score, float max, float factor) {
   return Exp2Fast((score - (max == kNegInf ? 0.0f : max)) * factor);
 }
-
-// The weight of a hidden key is -0, that of a visible one never.
-__device__ inline bool IsHiddenWeight(float w) { return std::bit_cast<uint32_t>(w) == 0x80000000u; }
 
 // Writes one row of the output from its softmax state. `each(store)` calls store(n, value) for the
 // elements of the weighted values that this lane has. A warp calls it.

@@ -158,9 +158,9 @@ __global__ void __launch_bounds__(kDecodeKeyWarps* kWarpSize, 2)
   if (block.idle) return;
   const int columns = block.tokens * static_cast<int>(p.attention.group.value());
   auto* values = reinterpret_cast<float*>(shared.ring);
-  for (int pass = 0; pass * 8 * kGroups < columns; ++pass) {
+  for (int pass = block.first_pass; pass * 8 * kGroups < columns; pass += p.pass_blocks) {
     const int first = pass * 8 * kGroups;
-    if (pass > 0) SyncThreads();  // everybody is done with the one before
+    if (pass >= p.pass_blocks) SyncThreads();  // everybody is done with the one before
     if (block.split == p.splits) {
       LoadFloatQueries(p, block, shared, first);
       AttendFreshColumns<Scores>(p, block, shared, first);

@@ -6,10 +6,12 @@
 // are the n of mma.m16n8k16. Of 4 * column_warps warps, four share the 64 keys of a tile, 16 each,
 // and each of these has kGroups * 8 columns:
 //
-//   S^T [16 keys, 8 columns] = K [16, D] Q^T [D, 8]         K by ldmatrix, Q too (from shared
-//   memory) P^T = exp2((S^T - max) * factor)                        each warp has its own maxima
-//   and sums O^T [Dv, 8 columns] += V^T [Dv, 16 keys] P^T [16, 8]    V by transposed ldmatrix, P by
-//   shuffles
+//   S^T [16 keys, 8 columns] = K [16, D] Q^T [D, 8]
+//     K by ldmatrix, Q too, from shared memory
+//   P^T = exp2((S^T - max) * factor)
+//     each warp has its own maxima and sums
+//   O^T [Dv, 8 columns] += V^T [Dv, 16 keys] P^T [16, 8]
+//     V by transposed ldmatrix, P by shuffles
 //
 // At the end the four warps' results are merged, in a fixed order. No warp waits for another but at
 // the two barriers per tile that the ring of copies needs (attention_decode_ring.h).
@@ -25,40 +27,44 @@
 // which tells it from one that is too small: where a tile has hidden keys, values that are not
 // finite are taken out of it and only given to the columns that see them.
 //
-// Traffic: K and V once (and once per pass, if packed queries need more columns than a block has);
-// parts of the result once through L2.
+// Traffic: K and V once from memory, and once more from the second-level cache for every further
+// block that the columns need (more than 32, or 16 with values of more than 128 elements); parts of
+// the result once through that cache.
 #pragma once
 
 #include "cuda/device/convert.h"
 #include "cuda/device/matrix.h"
 #include "cuda/kernels/attention_decode_block.h"
-#include "cuda/kernels/attention_decode_fresh.h"
+#include "cuda/kernels/attention_decode_fragments.h"
 #include "cuda/kernels/attention_decode_queries.h"
 #include "cuda/kernels/attention_decode_ring.h"
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 
-// The 16-bit type that a stored type is multiplied in.
-template <typename Stored>
-using DecodeOperand = std::conditional_t<std::is_same_v<Stored, int8_t>, F16, Stored>;
-
 // One warp of a block while it goes through its keys.
 template <typename Stored, int kGroups, int kValueTiles, typename Scores>
-struct DecodeWarp {
-  using Operand = DecodeOperand<Stored>;
-  static constexpr bool kScaled = std::is_same_v<Stored, int8_t>;
+struct DecodeWarp : DecodeFragments<Stored> {
+  using Fragments = DecodeFragments<Stored>;
+  using Operand = typename Fragments::Operand;
+  using Fragments::key_warp;
+  using Fragments::KeyOf;
+  using Fragments::kScaled;
+  using Fragments::lane;
+  using Fragments::LoadKeys;
+  using Fragments::LoadValues;
+  using Fragments::p;
+  using Fragments::Transpose;
+  using Fragments::ValueOf;
   static constexpr int kTile = static_cast<int>(kDecodeTile);
 
-  const DecodeParams& p;
   const DecodeShared& shared;
-  int lane, key_warp, column;  // column: first of this warp's
+  int column;  // first of this warp's
   float max[kGroups][2], sum[kGroups][2];
   float acc[kValueTiles][kGroups][4];
   int exponent;  // of int8: acc is in units of 2^(exponent - 14)
 
   __device__ DecodeWarp(const DecodeParams& params, const DecodeShared& s)
-      : p(params), shared(s), lane(LaneId()) {
-    key_warp = WarpId() % kDecodeKeyWarps;
+      : Fragments{params, LaneId(), WarpId() % kDecodeKeyWarps}, shared(s) {
     column = WarpId() / kDecodeKeyWarps * kGroups * 8;
     exponent = -100;
 #pragma unroll
@@ -76,25 +82,7 @@ struct DecodeWarp {
     }
   }
 
-  // Of element i of a 16x8 fragment.
-  __device__ int KeyOf(int i) const { return key_warp * 16 + lane / 4 + (i >= 2 ? 8 : 0); }
   __device__ int ColumnOf(int g, int i) const { return column + g * 8 + lane % 4 * 2 + i % 2; }
-
-  __device__ void LoadKeys(uint32_t (&a)[4], const char* keys, int step) const {
-    const char* row = keys + key_warp * 16 * p.layout.k_stride;
-    if constexpr (kScaled) {
-      // 4 elements next to each other take the places of two pairs: q lies in the same order.
-      const char* at = row + lane / 4 * p.layout.k_stride + step * 16 + lane % 4 * 4;
-      const uint32_t low = LoadPacked<4>(at).words[0];
-      const uint32_t high = LoadPacked<4>(at + 8 * p.layout.k_stride).words[0];
-      a[0] = BytesToF16<0, 1>(low, low);
-      a[1] = BytesToF16<0, 1>(high, high);
-      a[2] = BytesToF16<2, 3>(low, low);
-      a[3] = BytesToF16<2, 3>(high, high);
-    } else {
-      LoadMatrices<4>(a, row + lane % 16 * p.layout.k_stride + step * 32 + lane / 16 * 16);
-    }
-  }
 
   // Products of the tile's keys and q.
   __device__ void MultiplyKeys(float (&s)[kGroups][4], const char* keys) const {
@@ -233,16 +221,6 @@ struct DecodeWarp {
     return grows;
   }
 
-  // The weights of 8 keys, a pair of columns per lane, as the operand of the second product: a pair
-  // of keys per lane. Lane (r, q) of the source has key r, columns 2q and 2q + 1; of the result
-  // column r, keys 2q and 2q + 1.
-  __device__ uint32_t Transpose(uint32_t pair) const {
-    const int source = lane % 4 * 8 + lane / 8;
-    const uint32_t first = Shuffle(pair, source), second = Shuffle(pair, source + 4);
-    return lane / 4 % 2 == 0 ? (first & 0xFFFFu) | second << 16
-                             : first >> 16 | (second & 0xFFFF0000u);
-  }
-
   static constexpr int kTerms = kScaled ? 2 : 1;  // 16-bit numbers that a weight is the sum of
   using Weights = uint32_t[kTerms][kGroups][2];
 
@@ -262,36 +240,6 @@ struct DecodeWarp {
     }
   }
 
-  // Values 16 t .. 16 t + 15 of the tile's 16 keys. Of int8, t even: two such fragments, whose rows
-  // r and r + 8 are the values 16 t + 4 r and the next, and the two after these.
-  __device__ void LoadValues(uint32_t (&a)[kScaled ? 8 : 4], const char* values, int t) const {
-    const char* row = values + key_warp * 16 * p.layout.v_stride;
-    if constexpr (kScaled) {
-      const char* at = row + lane % 4 * 2 * p.layout.v_stride + t * 16 + lane / 4 * 4;
-      uint32_t keys[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        keys[i] = LoadPacked<4>(at + (i % 2 + i / 2 * 8) * p.layout.v_stride).words[0];
-      }
-      a[0] = BytesToF16<0, 0>(keys[0], keys[1]);
-      a[1] = BytesToF16<1, 1>(keys[0], keys[1]);
-      a[2] = BytesToF16<0, 0>(keys[2], keys[3]);
-      a[3] = BytesToF16<1, 1>(keys[2], keys[3]);
-      a[4] = BytesToF16<2, 2>(keys[0], keys[1]);
-      a[5] = BytesToF16<3, 3>(keys[0], keys[1]);
-      a[6] = BytesToF16<2, 2>(keys[2], keys[3]);
-      a[7] = BytesToF16<3, 3>(keys[2], keys[3]);
-    } else {
-      LoadMatrices<4, true>(
-          a, row + (lane % 8 + lane / 16 * 8) * p.layout.v_stride + t * 32 + lane / 8 % 2 * 16);
-    }
-  }
-  // Which value element i of acc[t] is.
-  __device__ int ValueOf(int t, int i) const {
-    if constexpr (kScaled) return t / 2 * 32 + lane / 4 * 4 + t % 2 * 2 + i / 2;
-    return t * 16 + lane / 4 + i / 2 * 8;
-  }
-
   __device__ bool HidesAny(const float (&s)[kGroups][4]) const {
     bool hidden = false;
 #pragma unroll
@@ -300,20 +248,6 @@ struct DecodeWarp {
       for (int i = 0; i < 4; ++i) hidden = hidden || IsHiddenWeight(s[g][i]);
     }
     return Any(hidden);
-  }
-
-  // Is one of the values of this warp's keys not finite?
-  __device__ bool AnyValueNonFinite(const char* values) const {
-    const int tiles = (static_cast<int>(p.attention.out.dims[3]) + 15) / 16;
-    bool found = false;
-#pragma unroll 1
-    for (int t = 0; t < tiles; ++t) {
-      uint32_t a[4];
-      LoadValues(a, values, t);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) found = found || AnyNonFinite<Operand>(a[i]);
-    }
-    return Any(found);
   }
 
   // acc += V^T P^T where some of V is not finite and some keys are hidden from some columns: column
@@ -403,7 +337,7 @@ struct DecodeWarp {
       Weights w;
       PackWeights(s, w);
       if constexpr (!kScaled) {
-        if (masked && HidesAny(s) && AnyValueNonFinite(slot.data)) {
+        if (masked && HidesAny(s) && Fragments::AnyValueNonFinite(slot.data)) {
           MultiplyVisibleValues(slot.data, s, w);
           continue;
         }
@@ -486,60 +420,5 @@ struct DecodeWarp {
     SyncThreads();
   }
 };
-
-template <typename Stored, int kGroups, int kValueTiles, typename Scores>
-__device__ __forceinline__ void DecodeAttention(const DecodeParams& p) {
-  SharedCarver carver;
-  const DecodeShared shared =
-      CarveDecode(carver, p.layout, kGroups > 1 || kValueTiles > 8 ? kDecodeMaxColumns : 8);
-  const DecodeBlock block = DecodeBlockOf(p, blockIdx.x);
-  if (p.attention.packed && block.split == 0 && block.s.batch == 0) EmptyRowsOfNoSequence(p, block);
-  if (block.idle) return;
-  const int columns = block.tokens * static_cast<int>(p.attention.group.value());
-  auto* values = reinterpret_cast<float*>(shared.ring);
-  for (int pass = 0; pass * p.layout.columns < columns; ++pass) {
-    const int first = pass * p.layout.columns;
-    if (pass > 0) SyncThreads();  // everybody is done with the one before
-    if (block.split == p.splits) {
-      LoadQueries<DecodeOperand<Stored>, false>(p, block, shared, first);
-      AttendFreshColumns<Scores>(p, block, shared, first);
-    } else {
-      DecodeRing<Stored> ring(p, block, shared);
-      LoadQueries<DecodeOperand<Stored>, std::is_same_v<Stored, int8_t>>(p, block, shared, first);
-      SyncThreads();
-      FillColumns<Scores>(p, block, shared, first);
-      DecodeWarp<Stored, kGroups, kValueTiles, Scores> warp(p, shared);
-      warp.Run(block, ring);
-      ring.Finish();
-      warp.Merge(values);
-      KeepResult<Scores>(p, block, shared, values, first, 0, p.layout.columns);
-    }
-    FinishPass<Scores>(p, block, shared, pass, first);
-  }
-}
-
-// One group of 8 columns per warp; more than 8 columns are two groups, in blocks of up to 256
-// threads, or, where the values of two groups would not fit in the registers, one group in twice as
-// many warps. They have the scores of all variants: less common calls are not worth another
-// instantiation.
-template <typename Stored, int kGroups, int kValueTiles, typename Scores>
-__global__ void __launch_bounds__(kGroups > 1 || kValueTiles > 8 ? 256 : 128,
-                                  kGroups > 1 || kValueTiles > 8 ? 1 : 3)
-    DecodeMmaKernel(const DecodeParams p) {
-  DecodeAttention<Stored, kGroups, kValueTiles, Scores>(p);
-}
-
-template <typename Stored>
-KernelFunction DecodeMmaFunction(const char* name, bool many_columns, bool wide, bool variants) {
-  if (wide) {
-    return variants ? MakeKernelFunction<&DecodeMmaKernel<Stored, 1, 16, VariantScores>>(name)
-                    : MakeKernelFunction<&DecodeMmaKernel<Stored, 1, 16, PlainScores>>(name);
-  }
-  if (many_columns) {
-    return MakeKernelFunction<&DecodeMmaKernel<Stored, 2, 8, VariantScores>>(name);
-  }
-  return variants ? MakeKernelFunction<&DecodeMmaKernel<Stored, 1, 8, VariantScores>>(name)
-                  : MakeKernelFunction<&DecodeMmaKernel<Stored, 1, 8, PlainScores>>(name);
-}
 
 }  // namespace tandem::cuda::TANDEM_CUDA_TARGET

@@ -7,11 +7,6 @@
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 
-// 2^e, -126 <= e <= 127.
-__device__ inline float PowerOfTwo(int e) {
-  return std::bit_cast<float>(static_cast<uint32_t>(e + 127) << 23);
-}
-
 // 8 elements of a row of q from d on; zeros beyond its end.
 __device__ inline Chunk QueryChunk(const DecodeParams& p, int64_t offset, int d) {
   const DeviceTensor& q = p.attention.q;

@@ -10,6 +10,7 @@
 #include "cuda/kernels/attention_hopper_host.h"
 #include "cuda/kernels/attention_setup.h"
 #include "cuda/kernels/shared_bytes.h"
+#include "cuda/kernels/vector_rows.h"
 #include "cuda/stream.h"
 
 namespace tandem::cuda {
@@ -24,7 +25,6 @@ constexpr int64_t kMostTiles = int64_t{1} << 31;
 // of L2 cache, of which queries, outputs and the other half of the chip take their part.
 constexpr int64_t kSectionBytes = int64_t{32} << 20;
 
-bool Is16Bit(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16; }
 bool HasVariants(const AttentionArgs& args) { return !HasPlainScores(args); }
 
 HopperTile TileOf(const AttentionArgs& args) {
@@ -35,16 +35,6 @@ int64_t SharedBytesOf(const AttentionArgs& args) {
   SharedBytes shared;
   CarveHopper(shared, static_cast<int>(args.head_dim()), HasVariants(args));
   return shared.total();
-}
-
-// Do the rows of `view` (the last dimension, elements side by side) all begin on 16 bytes?
-bool HasVectorRows(const TensorView& view) {
-  const int64_t bytes = BlockBytes(view.dtype);
-  if (view.stride(3) != 1 || reinterpret_cast<uintptr_t>(view.data) % 16 != 0) return false;
-  for (int i = 0; i < 3; ++i) {
-    if (view.dim(i) > 1 && view.stride(i) * bytes % 16 != 0) return false;
-  }
-  return true;
 }
 
 // Rows of keys that one copy fetches: a whole tile, or what a page and a tile have in common.
@@ -61,9 +51,7 @@ int64_t BlocksOf(const AttentionArgs& args) {
 int64_t HeadsOf(const AttentionArgs& args) { return args.q.dim(0) * args.q_heads(); }
 
 absl::Status SupportsCache(const char* name, const TensorView& cache) {
-  if (!HasVectorRows(cache)) {
-    return Unimplemented(name, ": rows that are not side by side on multiples of 16 bytes");
-  }
+  TANDEM_RETURN_IF_ERROR(CheckVectorRows(name, cache));
   for (int i = 0; i < 3; ++i) {
     const bool broadcast = cache.stride(i) == 0 && cache.dim(i) > 1;
     if (broadcast && i == 2) return Unimplemented(name, ": one row for all keys");
@@ -146,9 +134,7 @@ absl::Status AttentionHopperSupports(const KernelContext& context, const Attenti
     return Unimplemented("pages of ", args.page_size(), " keys, expected a multiple of 8");
   }
   if (HeadsOf(args) * BlocksOf(args) >= kMostTiles) return Unimplemented("2^31 tiles of queries");
-  if (!HasVectorRows(args.q)) {
-    return Unimplemented("q: rows that are not side by side on multiples of 16 bytes");
-  }
+  TANDEM_RETURN_IF_ERROR(CheckVectorRows("q", args.q));
   TANDEM_RETURN_IF_ERROR(SupportsCache("k", args.k));
   TANDEM_RETURN_IF_ERROR(SupportsCache("v", args.v));
   if (SharedBytesOf(args) > info.shared_memory_per_block_bytes) {

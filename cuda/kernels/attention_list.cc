@@ -25,11 +25,15 @@ absl::Status Decode(const KernelContext& context, const AttentionArgs& args) {
   return RunDecode(context, args);
 }
 
-constexpr std::array<Kernel<AttentionArgs>, 4> kKernels = {
+constexpr std::array<Kernel<AttentionArgs>, 6> kKernels = {
     {{"hopper", DeviceKind::kCuda, AttentionHopperSupports, AttentionHopperWorkspaceBytes,
       RunAttentionHopper},
      {"decode", DeviceKind::kCuda, SupportsDecode, DecodeBytes, Decode},
      {"prefill", DeviceKind::kCuda, PrefillAttentionSupports, ListBytes, RunPrefillAttention},
+     {"prefill_i8", DeviceKind::kCuda, PrefillI8AttentionSupports, ListBytes,
+      RunPrefillI8Attention},
+     {"prefill_f32", DeviceKind::kCuda, PrefillFloatAttentionSupports, ListBytes,
+      RunPrefillFloatAttention},
      {"generic", DeviceKind::kCuda, GenericAttentionSupports, ListBytes, RunGenericAttention}}};
 
 }  // namespace

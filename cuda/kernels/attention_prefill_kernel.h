@@ -120,6 +120,14 @@ __device__ inline void HideByRule(Warp& warp, const PrefillRow* rows, int32_t fi
   });
 }
 
+// Hides keys of a paged tile that its page table does not have. `there`: of the tile.
+template <typename Warp>
+__device__ inline void HideMissing(Warp& warp, const uint8_t* there) {
+  Warp::ForEach([&](int t, int h, int n, int e, int key) {
+    if (there[key] == 0) warp.s[t][n][2 * h + e] = kNegInf;
+  });
+}
+
 // Which scores of a row tile are visible: bit 2 n + e of half h is that of s[t][n][2 h + e].
 template <int kRowTiles>
 struct Visible {
@@ -253,13 +261,14 @@ __device__ inline void PlanRows(const AttentionPrefillParams& p, const PrefillTa
   }
 }
 
-template <typename T, int kDim, bool kVariants>
+template <typename T, int kDim, bool kVariants, bool kInt8 = false>
 __global__ void __launch_bounds__(kPrefillThreads)
     AttentionPrefillKernel(const AttentionPrefillParams p) {
-  constexpr PrefillShape kShape = PrefillShapeOf(kDim, kVariants);
+  static_assert(!kInt8 || (kVariants && std::is_same_v<T, F16>));
+  constexpr PrefillShape kShape = kInt8 ? PrefillI8ShapeOf(kDim) : PrefillShapeOf(kDim, kVariants);
   constexpr int kKeys = kShape.keys, kRows = kShape.rows(), kRowTiles = kShape.row_tiles;
-  constexpr int kWarpRows = 16 * kRowTiles;
-  using Warp = PrefillWarp<T, kDim, kRowTiles, kKeys>;
+  constexpr int kWarpRows = 16 * kRowTiles, kTerms = kShape.terms;
+  using Warp = PrefillWarp<T, kDim, kRowTiles, kKeys, kTerms>;
 
   SharedCarver carver;
   const PrefillShared shared = CarvePrefill(carver, kShape);
@@ -295,18 +304,23 @@ __global__ void __launch_bounds__(kPrefillThreads)
     shared.block->end = all.end;
   }
   SyncThreads();
-  LoadQueries<T, kDim, kRows>(p, *shared.block, shared);
+  LoadQueries<T, kDim, kRows, kTerms>(p, *shared.block, shared);
   constexpr int kTile = kKeys * kDim;
   const auto k_tile = [&](int32_t tile) {
-    return shared.memory + kRows * kDim + (tile % kPrefillStages) * 2 * kTile;
+    return shared.memory + kTerms * kRows * kDim + (tile % kPrefillStages) * 2 * kTile;
+  };
+  const auto there = [&](int32_t tile) { return shared.there + tile % kPrefillStages * kKeys; };
+  const auto scales = [&](int32_t tile) {
+    return kInt8 ? shared.scales + tile % kPrefillStages * 2 * kKeys : nullptr;
   };
   // The empty range has begin > end.
   const int32_t last = all.begin < all.end ? (all.end + kKeys - 1) / kKeys : 0;
   const int32_t begin = all.begin < all.end ? all.begin / kKeys : 0;
-  using Keys = PrefillKeys<T, kDim, kKeys>;
-  if (begin < last) {
-    Keys(p, *shared.block).Load(k_tile(begin), k_tile(begin) + kTile, begin * kKeys);
-  }
+  const auto load = [&](int32_t tile) {
+    PrefillKeys<T, kDim, kKeys, kInt8>(p, *shared.block)
+        .Load(k_tile(tile), k_tile(tile) + kTile, there(tile), scales(tile), tile * kKeys);
+  };
+  if (begin < last) load(begin);
   CopyAsyncCommit();
   SyncWarp();  // q_factor
 
@@ -324,14 +338,12 @@ __global__ void __launch_bounds__(kPrefillThreads)
     // The tile and, before the first, q have arrived; everybody is done with the tile before.
     CopyAsyncWait<0>();
     SyncThreads();
-    if (tile + 1 < last) {
-      Keys(p, *shared.block).Load(k_tile(tile + 1), k_tile(tile + 1) + kTile, (tile + 1) * kKeys);
-    }
+    if (tile + 1 < last) load(tile + 1);
     CopyAsyncCommit();
     const int32_t first = tile * kKeys;
     const PrefillRange range = shared.ranges[WarpId()];
     if (first >= range.end || first + kKeys <= range.begin) continue;
-    warp.Products(shared.memory + first_row * kDim, k_tile(tile));
+    warp.Products(shared.memory + first_row * kDim, k_tile(tile), kRows * kDim);
     const uint16_t* v = k_tile(tile) + kTile;
     const bool hides = first < range.all_begin || first + kKeys > range.all_end;
     const PrefillRow* rows = shared.rows + first_row;
@@ -342,14 +354,26 @@ __global__ void __launch_bounds__(kPrefillThreads)
         warp.Accumulate(v);
       }
     };
-    if constexpr (kVariants) {
+    if constexpr (kInt8) {
+      warp.ScaleScores(scales(tile));
       const auto visible =
           ApplyVariants(warp, p, *shared.block, rows, shared.q_factor + first_row, first);
+      if (p.a.paged) HideMissing(warp, there(tile));
+      warp.Softmax(factor);
+      warp.ScaleWeights(scales(tile) + kKeys, [&](int t, int h, int n, int e) {
+        return (visible.bits[t] & visible.Bit(h, n, e)) != 0;
+      });
+      warp.Accumulate(v);
+    } else if constexpr (kVariants) {
+      const auto visible =
+          ApplyVariants(warp, p, *shared.block, rows, shared.q_factor + first_row, first);
+      if (p.a.paged) HideMissing(warp, there(tile));
       warp.Softmax(factor);
       accumulate(hides || p.a.mask.present() || p.a.bias.present(),
                  [&](int r, int key) { return visible.RowSees(r, key); });
     } else {
       if (hides) HideByRule(warp, rows, first);
+      if (p.a.paged) HideMissing(warp, there(tile));
       warp.Softmax(factor);
       accumulate(hides, [&](int r, int key) {
         const PrefillRow row = rows[r * 8 + LaneId() / 4];
@@ -386,7 +410,8 @@ __global__ void __launch_bounds__(kPrefillThreads)
           sum == 0.0f ? kNegInf : max * kLn2 + Log(sum);
     }
     scale *= sum == 0.0f ? 0.0f : ReciprocalFast(sum);
-    // Chunks of 8 floats, swizzled as the tiles are.
+    if constexpr (kInt8) scale *= PowerOfTwo(warp.exponent - 14);
+      // Chunks of 8 floats, swizzled as the tiles are.
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       float* to = result + own * kDim + PrefillSwizzle<kDim>(own, n) * 8 + LaneId() % 4 * 2;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/device/chunk.h"
+#include "cuda/device/convert.h"
 #include "cuda/device/cp_async.h"
 #include "cuda/device/elements.h"
 #include "cuda/device/matrix.h"
@@ -68,8 +69,9 @@ __device__ inline const char* ElementAddress(const DeviceTensor& t, int64_t offs
   return t.As<const char>() + offset * bytes;
 }
 
-// The keys of one sequence and head.
-template <typename T, int kDim, int kKeys>
+// The keys of one sequence and head. kInt8: int8 elements become F16 as they are, and their scales
+// are kept beside them; else they are multiplied with their scales and rounded to T.
+template <typename T, int kDim, int kKeys, bool kInt8 = false>
 class PrefillKeys {
  public:
   __device__ PrefillKeys(const AttentionPrefillParams& p, const PrefillBlock& block)
@@ -81,8 +83,10 @@ class PrefillKeys {
         end_(block.end) {}
 
   // Queues the copies of keys first .. first + kKeys - 1, those outside [begin, end) as zeros: what
-  // nobody sees is not read. A warp copies a share of the keys.
-  __device__ void Load(uint16_t* k, uint16_t* v, int32_t first) const {
+  // nobody sees is not read. A warp copies a share of the keys. Of a paged cache `there` says which
+  // of them the page table has; the others are zeros, too. `scales`: [K, V][kKeys], of kInt8.
+  __device__ void Load(uint16_t* k, uint16_t* v, uint8_t* there, float* scales,
+                       int32_t first) const {
     const AttentionParams& a = p_.a;
     const bool whole = first >= begin_ && first + kKeys <= end_;
     if (whole && !a.paged && p_.copy_k && p_.copy_v && first + kKeys <= cache_len_) {
@@ -118,6 +122,16 @@ class PrefillKeys {
           }
         }
       }
+    }
+    if (a.paged && lane < kShare) there[WarpId() * kShare + lane] = k_row != 0;
+    if constexpr (kInt8) {
+      if (lane < kShare) {
+        scales[WarpId() * kShare + lane] = k_row != 0 ? k_factor : 0.0f;
+        scales[kKeys + WarpId() * kShare + lane] = v_row != 0 ? v_factor : 0.0f;
+      }
+      ExpandShare(k, a.k, p_.vector_k, k_row);
+      ExpandShare(v, a.v, p_.vector_v, v_row);
+      return;
     }
     LoadShare(k, a.k, a.k_new, p_.copy_k, p_.copy_k_new, k_row, k_factor, fresh);
     LoadShare(v, a.v, a.v_new, p_.copy_v, p_.copy_v_new, v_row, v_factor, fresh);
@@ -186,6 +200,34 @@ class PrefillKeys {
     }
   }
 
+  // The same of int8 elements, without their scales: every one is a number of f16.
+  __device__ void ExpandShare(uint16_t* tile, const DeviceTensor& cache, bool vectors,
+                              uint64_t row) const {
+    const int columns = static_cast<int>(cache.dims[3]);
+#pragma unroll 1
+    for (int i = 0; i < kShare * kChunks / 32; ++i) {
+      const int piece = i * 32 + LaneId(), source = piece / kChunks, chunk = piece % kChunks;
+      const auto* from = reinterpret_cast<const int8_t*>(Shuffle(row, source));
+      Packed<16> words = {};
+      if (from != nullptr && vectors && columns - chunk * 8 >= 8) {
+        const Packed<8> bytes = LoadPacked<8>(from + chunk * 8);
+#pragma unroll
+        for (int w = 0; w < 2; ++w) {
+          words.words[2 * w] = BytesToF16<0, 1>(bytes.words[w], bytes.words[w]);
+          words.words[2 * w + 1] = BytesToF16<2, 3>(bytes.words[w], bytes.words[w]);
+        }
+      } else if (from != nullptr) {
+        const Chunk chunk_of =
+            LoadElements(from, DType::kI8, cache.strides[3], chunk * 8, columns, 1.0f);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          words.words[w] = PackF16(chunk_of.x[2 * w], chunk_of.x[2 * w + 1]);
+        }
+      }
+      StorePacked(PrefillChunk<kDim>(tile, WarpId() * kShare + source, chunk), words);
+    }
+  }
+
   const AttentionPrefillParams& p_;
   int64_t batch_, kv_head_;
   int32_t cache_len_, begin_, end_;
@@ -193,7 +235,8 @@ class PrefillKeys {
 
 // A block's rows of q, divided by q_factor. To f16 every row is divided by the power of two that
 // brings its largest finite magnitude to 2^14 or above, as matmul_round.cu does.
-template <typename T, int kDim, int kRows>
+// kTerms = 2: what rounding leaves is a second number, kRows rows behind the first.
+template <typename T, int kDim, int kRows, int kTerms>
 __device__ inline void LoadQueries(const AttentionPrefillParams& p, const PrefillBlock& block,
                                    const PrefillShared& shared) {
   constexpr int kChunks = kDim / 8;
@@ -211,7 +254,7 @@ __device__ inline void LoadQueries(const AttentionPrefillParams& p, const Prefil
                            (block.q_begin + info.query) * q.strides[2];
     uint16_t* to = PrefillChunk<kDim>(shared.memory, row, chunk < kChunks ? chunk : 0);
     const int rest = info.query < 0 ? 0 : columns - chunk * 8;
-    if (p.copy_q) {
+    if (kTerms == 1 && p.copy_q) {
       const int valid = rest < 0 ? 0 : rest > 8 ? 16 : rest * 2;
       if (chunk < kChunks) {
         CopyAsync<16>(to, q.As<const uint16_t>() + (valid > 0 ? offset + chunk * 8 : 0), valid);
@@ -247,6 +290,13 @@ __device__ inline void LoadQueries(const AttentionPrefillParams& p, const Prefil
       for (int i = 0; i < kChunk; ++i) x.x[i] *= inverse;
     }
     if (chunk < kChunks) StoreRounded<T>(to, x);
+    if constexpr (kTerms == 2) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {  // what an infinity leaves is nothing
+        x.x[i] = IsFinite(x.x[i]) ? x.x[i] - ToFloat(FromFloat<T>(x.x[i])) : 0.0f;
+      }
+      if (chunk < kChunks) StoreRounded<T>(to + kRows * kDim, x);
+    }
     if (chunk == 0) shared.q_factor[row] = factor;
   }
 }

@@ -7,10 +7,13 @@
 #include "cuda/device/warp.h"
 #include "cuda/kernels/attention_prefill_load.h"
 #include "cuda/kernels/attention_scores.h"
+#include "cuda/kernels/attention_weights.h"
 
 namespace tandem::cuda::TANDEM_CUDA_TARGET {
 
-template <typename T, int kDim, int kRowTiles, int kKeys>
+// kTerms = 2: queries and weights are the sums of two 16-bit numbers, keys and values integers that
+// have scales.
+template <typename T, int kDim, int kRowTiles, int kKeys, int kTerms = 1>
 struct PrefillWarp {
   static constexpr int kTiles = kRowTiles;
   static constexpr int kKeySteps = kKeys / 16;
@@ -23,6 +26,7 @@ struct PrefillWarp {
   float sum[2 * kRowTiles];  // of this thread's columns
   // Scores, then probabilities, of the current tile.
   float s[kRowTiles][2 * kKeySteps][4];
+  int exponent = -100;  // of kTerms = 2: out is in units of 2^(exponent - 14)
 
   __device__ void Clear() {
 #pragma unroll
@@ -40,8 +44,9 @@ struct PrefillWarp {
     }
   }
 
-  // s = q k. q: of the warp's first row, which is a multiple of 16.
-  __device__ void Products(const uint16_t* q, const uint16_t* k) {
+  // s = q k. q: of the warp's first row, which is a multiple of 16; a second term lies term_stride
+  // elements behind it.
+  __device__ void Products(const uint16_t* q, const uint16_t* k, int term_stride) {
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {
 #pragma unroll
@@ -58,10 +63,11 @@ struct PrefillWarp {
     k += (lane / 16 * 8 + lane % 8) * kDim;
 #pragma unroll
     for (int step = 0; step < kColumnSteps; ++step) {
-      uint32_t a[kRowTiles][4];
+      uint32_t a[kTerms * kRowTiles][4];
 #pragma unroll
-      for (int t = 0; t < kRowTiles; ++t) {
-        LoadMatrices(a[t], q + t * 16 * kDim + At(step, q_chunk));
+      for (int t = 0; t < kTerms * kRowTiles; ++t) {
+        LoadMatrices(
+            a[t], q + t / kRowTiles * term_stride + t % kRowTiles * 16 * kDim + At(step, q_chunk));
       }
 #pragma unroll
       for (int n = 0; n < kKeySteps; ++n) {
@@ -69,9 +75,9 @@ struct PrefillWarp {
         LoadMatrices(b, k + n * 16 * kDim + At(step, k_chunk));
         const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
-        for (int t = 0; t < kRowTiles; ++t) {
-          MultiplyAccumulate16x8x16<T>(s[t][2 * n], a[t], low);
-          MultiplyAccumulate16x8x16<T>(s[t][2 * n + 1], a[t], high);
+        for (int t = 0; t < kTerms * kRowTiles; ++t) {
+          MultiplyAccumulate16x8x16<T>(s[t % kRowTiles][2 * n], a[t], low);
+          MultiplyAccumulate16x8x16<T>(s[t % kRowTiles][2 * n + 1], a[t], high);
         }
       }
     }
@@ -143,6 +149,42 @@ struct PrefillWarp {
     }
   }
 
+  // Products with integers become those with keys. `scales`: of the tile.
+  __device__ void ScaleScores(const float* scales) {
+    ForEach([&](int t, int h, int n, int e, int key) { s[t][n][2 * h + e] *= scales[key]; });
+  }
+
+  // Probabilities become weights of integer values, in units of 2^(exponent - 14), so that they lie
+  // within f16; those of keys that are not visible(t, h, n, e) 0, whatever their scales are.
+  template <typename Visible>
+  __device__ void ScaleWeights(const float* scales, Visible visible) {
+    float largest = 0.0f;
+    ForEach([&](int t, int h, int n, int e, int key) {
+      const float magnitude = Abs(scales[key]);
+      if (visible(t, h, n, e) && IsFinite(magnitude) && magnitude > largest) largest = magnitude;
+    });
+    largest = WarpMax(largest);
+    int most = static_cast<int>(std::bit_cast<uint32_t>(largest) >> 23) - 127;
+    most = most < -100 ? -100 : most > 110 ? 110 : most;
+    if (most > exponent) {
+      const float shrink = most - exponent > 126 ? 0.0f : PowerOfTwo(exponent - most);
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+        for (int n = 0; n < 2 * kColumnSteps; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) out[t][n][i] *= shrink;
+        }
+      }
+      exponent = most;
+    }
+    const float unit = PowerOfTwo(14 - exponent);
+    ForEach([&](int t, int h, int n, int e, int key) {
+      float& x = s[t][n][2 * h + e];
+      x = visible(t, h, n, e) ? x * (scales[key] * unit) : 0.0f;
+    });
+  }
+
   // out += s v. kFiniteOnly: as if all that is not finite in v were 0.
   template <bool kFiniteOnly = false>
   __device__ void Accumulate(const uint16_t* v) {
@@ -151,13 +193,18 @@ struct PrefillWarp {
     v += lane % 16 * kDim;
 #pragma unroll
     for (int step = 0; step < kKeySteps; ++step) {
-      uint32_t a[kRowTiles][4];
+      uint32_t a[kTerms * kRowTiles][4];
 #pragma unroll
       for (int t = 0; t < kRowTiles; ++t) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float(&x)[4] = s[t][2 * step + i / 2];
           a[t][i] = RoundPair<T>(x[i % 2 * 2], x[i % 2 * 2 + 1]);
+          if constexpr (kTerms == 2) {
+            const FloatPair taken = UnpackF16(a[t][i]);
+            a[kRowTiles + t][i] =
+                RoundPair<T>(x[i % 2 * 2] - taken.low, x[i % 2 * 2 + 1] - taken.high);
+          }
         }
       }
 #pragma unroll
@@ -170,9 +217,9 @@ struct PrefillWarp {
         }
         const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
-        for (int t = 0; t < kRowTiles; ++t) {
-          MultiplyAccumulate16x8x16<T>(out[t][2 * n], a[t], low);
-          MultiplyAccumulate16x8x16<T>(out[t][2 * n + 1], a[t], high);
+        for (int t = 0; t < kTerms * kRowTiles; ++t) {
+          MultiplyAccumulate16x8x16<T>(out[t % kRowTiles][2 * n], a[t], low);
+          MultiplyAccumulate16x8x16<T>(out[t % kRowTiles][2 * n + 1], a[t], high);
         }
       }
     }

@@ -9,6 +9,8 @@
 
 namespace tandem::cuda {
 
+inline bool Is16Bit(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16; }
+
 // Keys of the whole sequence, of which a call may have a part: positions run up to it.
 inline int64_t SequenceKeys(const AttentionArgs& args) {
   return args.cache_rows() + args.new_len() + args.new_after;

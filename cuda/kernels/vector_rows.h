@@ -17,18 +17,26 @@ inline bool IsVectorAligned(const TensorView& view) {
   return reinterpret_cast<uintptr_t>(view.data) % kVectorBytes == 0;
 }
 
-// Of a plain type, present.
-inline absl::Status CheckVectorRows(std::string_view name, const TensorView& view) {
-  const int last = view.rank() - 1;
-  if (view.dim(last) > 1 && view.stride(last) != 1) {
-    return Unimplemented(std::string(name), ": needs the elements of a row side by side");
-  }
-  bool aligned = IsVectorAligned(view);
-  for (int i = 0; i < last; ++i) {
+// These two of a plain type, present: are the elements of a row side by side, and does every row
+// begin on 16 bytes?
+inline bool HasRowsSideBySide(const TensorView& view) {
+  return view.dim(-1) <= 1 || view.stride(-1) == 1;
+}
+inline bool HasVectorRows(const TensorView& view) {
+  bool aligned = HasRowsSideBySide(view) && IsVectorAligned(view);
+  for (int i = 0; i < view.rank() - 1; ++i) {
     const bool steps = view.dim(i) > 1;
     aligned = aligned && (!steps || view.stride(i) * BlockBytes(view.dtype) % kVectorBytes == 0);
   }
-  if (aligned) return absl::OkStatus();
+  return aligned;
+}
+
+// The same as an answer of `supports`.
+inline absl::Status CheckVectorRows(std::string_view name, const TensorView& view) {
+  if (HasVectorRows(view)) return absl::OkStatus();
+  if (!HasRowsSideBySide(view)) {
+    return Unimplemented(std::string(name), ": needs the elements of a row side by side");
+  }
   return Unimplemented(std::string(name), ": needs rows that begin on ", kVectorBytes, " bytes");
 }
 

@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "core/status.h"
 #include "cuda/blas/host_blas.h"
 #include "cuda/emulator/async.h"
@@ -366,7 +368,7 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
     ++calls_;
     ++calls_by_name_[call];
     if (armed_ && (fault_.call.empty() || fault_.call == call) && --fault_.ordinal <= 0) {
-      armed_ = false;
+      armed_ = --fault_.times > 0;
       happened_ = true;
       if (fault_.kind == Fault::Kind::kError) {
         return absl::InternalError(absl::StrCat(call, ": injected error"));
@@ -500,6 +502,42 @@ class EmulatedRuntimeImpl final : public EmulatedRuntime {
 };
 
 }  // namespace
+
+absl::StatusOr<Fault> ParseFault(std::string_view text) {
+  const absl::Status bad = InvalidArgument(
+      "fault: expected KIND@CALL:ORDINAL[xTIMES] with a KIND of error, oom, lost and a CALL of "
+      "any, ",
+      absl::StrJoin(kFaultCalls, ", ",
+                    [](std::string* out, std::string_view call) { out->append(call); }),
+      "; got '", std::string(text), "'");
+  const size_t at = text.find('@'), colon = text.find(':');
+  if (at == text.npos || colon == text.npos || colon < at) return bad;
+  const std::string_view kind = text.substr(0, at);
+  std::string_view ordinal = text.substr(colon + 1), times = "1";
+  if (const size_t x = ordinal.find('x'); x != ordinal.npos) {
+    times = ordinal.substr(x + 1);
+    ordinal = ordinal.substr(0, x);
+  }
+  Fault fault;
+  if (kind == "oom") {
+    fault.kind = Fault::Kind::kOutOfMemory;
+  } else if (kind == "lost") {
+    fault.kind = Fault::Kind::kDeviceLost;
+  } else if (kind != "error") {
+    return bad;
+  }
+  fault.call = std::string(text.substr(at + 1, colon - at - 1));
+  if (fault.call == "any") {
+    fault.call.clear();
+  } else if (std::find(kFaultCalls.begin(), kFaultCalls.end(), fault.call) == kFaultCalls.end()) {
+    return bad;
+  }
+  const auto parse = [](std::string_view digits, int64_t& number) {
+    return absl::SimpleAtoi(std::string(digits), &number) && number >= 1;
+  };
+  if (!parse(ordinal, fault.ordinal) || !parse(times, fault.times)) return bad;
+  return fault;
+}
 
 std::unique_ptr<EmulatedRuntime> MakeEmulatedRuntime(const EmulatedRuntimeOptions& options) {
   return std::make_unique<EmulatedRuntimeImpl>(options);

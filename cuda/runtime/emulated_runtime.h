@@ -15,10 +15,12 @@
 // A lost device is found again by a new runtime, as by a new process on a GPU, or by Heal().
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "cuda/emulator/launch.h"
 #include "cuda/runtime/runtime.h"
@@ -54,7 +56,25 @@ struct Fault {
   std::string call = {};  // "Allocate", "Launch", "BlasMatMul", ...; empty: any
   int64_t ordinal = 1;    // the how-manieth such call from now on
   Kind kind = Kind::kError;
+  int64_t times = 1;  // so many such calls in a row fail
 };
+
+// Every call that can fail, as named in Fault::call.
+inline constexpr std::array<std::string_view, 26> kFaultCalls = {
+    "Memory",         "Allocate",      "Free",
+    "AllocatePinned", "FreePinned",    "EncodeTensorMap",
+    "CreateStream",   "DestroyStream", "Synchronize",
+    "Finished",       "Copy",          "Fill",
+    "Launch",         "HostFunction",  "CreateEvent",
+    "DestroyEvent",   "Record",        "Wait",
+    "BeginCapture",   "EndCapture",    "LaunchGraph",
+    "DestroyGraph",   "BlasCreate",    "BlasPlan",
+    "BlasMatMul",     "BlasDestroy"};
+
+// KIND@CALL:ORDINAL or KIND@CALL:ORDINALxTIMES, KIND being error, oom or lost, CALL one of
+// kFaultCalls or any: "lost@Launch:200", "oom@Allocate:3x2", "error@any:17". InvalidArgument
+// otherwise.
+absl::StatusOr<Fault> ParseFault(std::string_view text);
 
 // What is alive.
 struct EmulatedStats {

@@ -457,8 +457,9 @@ AttentionArgs Case::Bind(const Views& views) const {
 
 std::vector<Expectation> Case::Expect(const AttentionArgs& args) const {
   const reference::AttentionResult oracle = reference::Attention(args);
-  // The values of an i8 cache are what they are: only q and new keys could be stored coarsely.
-  DType storage = reference::Coarser(q_dtype, kv_dtype);
+  // The values of an i8 cache are what they are, but what is multiplied with 8 bits may be rounded
+  // to no less than f16: queries and probabilities.
+  DType storage = reference::Coarser(q_dtype, kv_dtype == DType::kI8 ? DType::kF16 : kv_dtype);
   if (new_len >= 0) storage = reference::Coarser(storage, new_dtype);
   // Where the storage format overflows it is no measure: the scores are f32 by contract.
   if (values == AttentionValues::kLarge) storage = DType::kF32;

@@ -318,6 +318,15 @@ std::vector<Case> NamedCases() {
        .kv_dtype = DType::kI8,
        .lse = true,
        .seed = 21},
+      // eight heads of a group with eight speculative tokens
+      {.q_heads = 8,
+       .kv_heads = 1,
+       .q_len = 8,
+       .kv_len = 700,
+       .head_dim = 128,
+       .kv_dtype = kF16,
+       .lse = true,
+       .seed = 24},
       // batch-invariant: keys cut by their number alone, few queries and many
       {.batch = 3,
        .q_heads = 4,

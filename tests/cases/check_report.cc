@@ -5,6 +5,7 @@
 #include "absl/strings/str_format.h"
 #include "nlohmann/json.hpp"
 #include "tests/cases/check.h"
+#include "tests/cases/escape_xml.h"
 
 namespace tandem::cases {
 namespace {
@@ -79,33 +80,6 @@ size_t Widest(const std::vector<Row>& rows, std::string Row::*field, std::string
 std::string Number(double x) {
   if (x == 0.0) return "0";
   return std::isinf(x) ? "inf" : absl::StrFormat("%.2g", x);
-}
-
-std::string EscapeXml(const std::string& text) {
-  std::string escaped;
-  for (char c : text) {
-    switch (c) {
-      case '&':
-        escaped += "&amp;";
-        break;
-      case '<':
-        escaped += "&lt;";
-        break;
-      case '>':
-        escaped += "&gt;";
-        break;
-      case '"':
-        escaped += "&quot;";
-        break;
-      case '\n':
-        escaped += "&#10;";
-        break;
-      default:
-        // XML has no form for the other control characters.
-        escaped += static_cast<unsigned char>(c) < 0x20 && c != '\t' ? '?' : c;
-    }
-  }
-  return escaped;
 }
 
 // Distances between values, long ones as powers of ten.

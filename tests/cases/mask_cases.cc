@@ -38,7 +38,9 @@ MaskRule RuleOf(const Case& c) {
           .window_right = c.window_right,
           .chunk = c.chunk,
           .prefix_len = c.prefix_len,
-          .kv_begin = c.kv_begin};
+          .kv_begin = c.kv_begin,
+          .keys_before = c.keys_before,
+          .keys_after = c.keys_after};
 }
 
 MaskRule OldRuleOf(const Case& c) {
@@ -46,6 +48,7 @@ MaskRule OldRuleOf(const Case& c) {
   rule.q_len = c.old_q_len;
   rule.kv_len = c.old_kv_len;
   rule.window_left = c.old_window_left;
+  rule.kv_begin = c.old_kv_begin;
   return rule;
 }
 
@@ -113,6 +116,8 @@ std::vector<Case> Patterns(const std::vector<std::pair<int64_t, int64_t>>& sizes
       .Field(&Case::chunk, {0, 1, 16, 77})
       .Field(&Case::prefix_len, {0, 3, 40})
       .Field(&Case::kv_begin, {0, 2, 33, 5000})
+      .Field(&Case::keys_before, {0, 1, 50, 1'000'000})
+      .Field(&Case::keys_after, {0, 1, 90})
       .Field(&Case::out_dtype, kDTypes)
       .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded})
       .Select(seed);
@@ -148,16 +153,19 @@ std::vector<Case> Parts(const std::vector<std::pair<int64_t, int64_t>>& sizes, u
       .Field(&Case::lists, {0, 1, 2, 3, 4, 6, 7})
       .Field(&Case::window_left, {-1, 20})
       .Field(&Case::chunk, {0, 24})
+      .Field(&Case::keys_before, {0, 10})
+      .Field(&Case::keys_after, {0, 30})
       .Field(&Case::causal, {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft})
       .Field(&Case::out_dtype, kDTypes)
       .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded})
       .Select(seed);
 }
 
-// Lists need rank 4.
+// Lists need rank 4; the mask of a part of the keys takes no kv_lens.
 std::vector<Case> Valid(std::vector<Case> cases) {
   for (Case& c : cases) {
     if (c.lists != 0) c.batch = std::max<int64_t>(1, c.batch);
+    if (c.lists & kKvLens) c.keys_before = c.keys_after = 0;
   }
   return cases;
 }
@@ -182,14 +190,17 @@ std::vector<Case> Extensions(const std::vector<std::pair<int64_t, int64_t>>& siz
           .Field(&Case::chunk, {0, 16})
           .Field(&Case::prefix_len, {0, 50})
           .Field(&Case::kv_begin, {0, 7})
+          .Field(&Case::keys_before, {0, 20})
+          .Field(&Case::keys_after, {0, 6})
           .Field(&Case::causal, {Causal::kNone, Causal::kBottomRight, Causal::kTopLeft})
           .Field(&Case::batch, {0, 2})
           .Field(&Case::out_dtype, kDTypes)
           .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded})
           .Select(seed);
-  // Pairwise fills fields in any order of groups: the window of the old rule follows.
+  // Pairwise fills fields in any order of groups: what the old rule shares follows.
   for (size_t i = 0; i < cases.size(); ++i) {
     cases[i].old_window_left = i % 5 == 0 ? 12 : cases[i].window_left;
+    cases[i].old_kv_begin = i % 6 == 1 ? 4 : cases[i].kv_begin;
   }
   return cases;
 }
@@ -303,8 +314,13 @@ Case Case::Random(Rng& rng) {
     c.old_q_len = rng.Integer(0, c.q_len + 10);
     c.old_kv_len = rng.Integer(0, c.kv_len + 10);
     c.old_window_left = rng.Chance(0.7) ? c.window_left : rng.Integer(-1, 200);
+    c.old_kv_begin = rng.Chance(0.7) ? c.kv_begin : rng.Integer(0, 100);
   } else if (c.batch > 0) {
     c.lists = rng.Integer(0, 7);
+  }
+  if (rng.Chance(0.25) && (c.lists & kKvLens) == 0) {
+    c.keys_before = rng.Integer(0, 300);
+    c.keys_after = rng.Integer(0, 300);
   }
   c.seed = rng.Integer(1, 1'000'000);
   c.out_dtype = rng.Pick(kDTypes);

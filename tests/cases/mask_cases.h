@@ -21,6 +21,8 @@ struct MaskCase {
   int64_t chunk = 0;
   int64_t prefix_len = 0;
   int64_t kv_begin = 0;
+  int64_t keys_before = 0;  // of a longer sequence
+  int64_t keys_after = 0;
   int64_t first_row = 0;
   int64_t rows = -1;
   int64_t batch = 0;       // 0: out of rank 2
@@ -28,6 +30,7 @@ struct MaskCase {
   int64_t old_q_len = -1;  // -1: no previous rule; else the previous rule differs in these
   int64_t old_kv_len = 0;
   int64_t old_window_left = -1;
+  int64_t old_kv_begin = 0;
   DType out_dtype = DType::kF32;
   Layout out_layout = Layout::kContiguous;
   int64_t seed = 1;
@@ -42,6 +45,8 @@ struct MaskCase {
     visit("chunk", self.chunk);
     visit("prefix_len", self.prefix_len);
     visit("kv_begin", self.kv_begin);
+    visit("keys_before", self.keys_before);
+    visit("keys_after", self.keys_after);
     visit("first_row", self.first_row);
     visit("rows", self.rows);
     visit("batch", self.batch);
@@ -49,6 +54,7 @@ struct MaskCase {
     visit("old_q_len", self.old_q_len);
     visit("old_kv_len", self.old_kv_len);
     visit("old_window_left", self.old_window_left);
+    visit("old_kv_begin", self.old_kv_begin);
     visit("out_dtype", self.out_dtype);
     visit("out_layout", self.out_layout);
     visit("seed", self.seed);

@@ -1,0 +1,88 @@
+// Plans of decoders for both devices: what fits, what does not and why.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "model/decoder_plan.h"
+#include "tests/model_shapes.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+constexpr DeviceKind kGpu = DeviceKind::kCuda;
+
+int64_t OnGpu(const DecoderPlacement& placement) {
+  int64_t count = 0;
+  for (const LayerDevices& layer : placement.layers) {
+    count += (layer.attention == kGpu ? 1 : 0) + (layer.feed_forward == kGpu ? 1 : 0);
+  }
+  return count;
+}
+
+TEST(HybridPlan, WithoutMeasuredTimesTheLastLayersThatFitGoToTheGpu) {
+  const ShapedModel decoder(ModelShapes()[3], DType::kQ8_0);
+  DecoderPlanInputs inputs = {.config = decoder.config, .weights = decoder.weights};
+  inputs.session.capacity = 1024;
+  DecoderMemory memory;
+  int64_t before = -1;
+  for (const int64_t mebibytes : {0, 50, 200, 500, 1000, 1200, 4000}) {
+    memory.gpu_bytes = mebibytes << 20;
+    const auto plan = PlanDecoder(inputs, nullptr, memory);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(plan->gpu_bytes, memory.gpu_bytes);
+    const int64_t count = OnGpu(plan->placement);
+    EXPECT_GE(count, before);
+    before = count;
+    // One layer more would not have fitted.
+    if (plan->placement.output == kGpu && !plan->placement.on_one_device()) {
+      inputs.gpu_layers = count / 2 + 1;
+      EXPECT_EQ(PlanDecoder(inputs, nullptr, memory).status().code(),
+                absl::StatusCode::kResourceExhausted);
+      inputs.gpu_layers.reset();
+      EXPECT_EQ(plan->placement.layers.back(), (LayerDevices{kGpu, kGpu}));
+    }
+  }
+  EXPECT_EQ(before, 2 * decoder.config.layers);
+}
+
+TEST(HybridPlan, RefusalsSayWhatWouldFit) {
+  const ShapedModel decoder(ModelShapes()[3], DType::kQ8_0);
+  DecoderPlanInputs inputs = {.config = decoder.config, .weights = decoder.weights};
+  DecoderMemory memory;
+  memory.gpu_bytes = int64_t{700} << 20;
+  inputs.gpu_layers = 22;
+  const auto refused = PlanDecoder(inputs, nullptr, memory);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(
+      std::string(refused.status().message()),
+      testing::AllOf(HasSubstr("22 layers take"), HasSubstr("700.0 MiB"), HasSubstr(" fit")));
+  inputs.gpu_layers = 23;
+  EXPECT_EQ(PlanDecoder(inputs, nullptr, memory).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  inputs.gpu_layers = 0;
+  const auto nothing = PlanDecoder(inputs, nullptr, memory);
+  ASSERT_TRUE(nothing.ok());
+  EXPECT_EQ(nothing->gpu_bytes, 0);
+  inputs.job = {0, 0};
+  EXPECT_EQ(PlanDecoder(inputs, nullptr, memory).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(HybridPlan, CallsThatWereNotMeasuredFallBackToWhatFits) {
+  const ShapedModel decoder(ModelShapes()[3], DType::kQ8_0);
+  DecoderPlanInputs inputs = {.config = decoder.config, .weights = decoder.weights};
+  DecoderMemory memory;
+  memory.gpu_bytes = int64_t{8} << 30;
+  DecoderMachine machine;
+  machine.call_seconds = [](const OpFacts& facts, DeviceKind) {
+    return facts.op == OpKind::kAttention ? std::nullopt : std::optional(1e-3);
+  };
+  machine.copy_seconds = [](DeviceKind, DeviceKind, int64_t) { return 1e-5; };
+  const auto plan = PlanDecoder(inputs, &machine, memory);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(Describe(plan->placement), "everything on cuda");
+  EXPECT_THAT(plan->placement.reason, HasSubstr("ops[1]"));
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,109 @@
+// Plans of decoders on simulated machines (no GPU is timed here): never slower than the better
+// device alone, whatever fits.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "absl/strings/str_format.h"
+#include "model/decoder_plan.h"
+#include "tests/model_shapes.h"
+#include "tests/sanitizers.h"
+#include "tests/simulated_machine.h"
+
+namespace tandem {
+namespace {
+
+constexpr DeviceKind kCpu = DeviceKind::kCpu, kGpu = DeviceKind::kCuda;
+
+// What is true of a simulated machine.
+DecoderMachine TruthOf(const simulated::Machine& machine) {
+  DecoderMachine truth;
+  truth.call_seconds = [&](const OpFacts& facts, DeviceKind device) {
+    return std::optional(machine.CallSeconds(facts, device));
+  };
+  truth.launch_seconds[kCpu] = machine.spec().cpu.launch_seconds;
+  truth.launch_seconds[kGpu] = machine.spec().gpu.launch_seconds;
+  truth.copy_seconds = [&](DeviceKind from, DeviceKind to, int64_t bytes) {
+    return machine.CopySeconds(from, to, bytes, /*pinned=*/true);
+  };
+  return truth;
+}
+
+int64_t OnGpu(const DecoderPlacement& placement) {
+  int64_t count = 0;
+  for (const LayerDevices& layer : placement.layers) {
+    count += (layer.attention == kGpu ? 1 : 0) + (layer.feed_forward == kGpu ? 1 : 0);
+  }
+  return count;
+}
+
+TEST(HybridPlan, IsNeverSlowerThanTheBetterDeviceAlone) {
+  const bool print = std::getenv("TANDEM_PRINT_TABLES") != nullptr;
+  const std::vector<double> shares =
+      kSanitized ? std::vector<double>{0.5} : std::vector<double>{0, 0.25, 0.5, 0.75, 1};
+  for (const simulated::MachineSpec& spec : simulated::Machines()) {
+    simulated::Machine machine(spec);
+    const CostModel model = machine.Calibrate();
+    const DecoderMachine predicted = DecoderMachine::Of(model), truth = TruthOf(machine);
+    double worst = HUGE_VAL, worst_regret = 0.0, gain = 0.0;
+    int plans = 0, mixed = 0;
+    for (const bool prompt : {false, true}) {
+      for (const ModelShape& shape : ModelShapes()) {
+        for (const DType dtype : {DType::kF16, DType::kQ8_0, DType::kQ4_K}) {
+          if (prompt && dtype == DType::kQ8_0) continue;
+          const ShapedModel decoder(shape, dtype);
+          DecoderPlanInputs inputs = {.config = decoder.config, .weights = decoder.weights};
+          inputs.session.capacity = 4096;
+          inputs.job = prompt ? DecodingJob{512, 0} : DecodingJob{0, 1};
+          inputs.packed = [](DType type) { return IsBlockQuantized(type); };
+          DecoderMemory memory;
+          const auto everything = [&](DeviceKind device) {
+            return EvaluateDecoder(inputs, &truth, memory,
+                                   DecoderPlacement::Everything(device, shape.layers));
+          };
+          const DecoderPlan cpu = everything(kCpu), gpu = everything(kGpu);
+          std::string row;
+          for (const double share : shares) {
+            memory.gpu_bytes =
+                static_cast<int64_t>(std::ceil(share * static_cast<double>(gpu.gpu_bytes)));
+            const auto plan = PlanDecoder(inputs, &predicted, memory);
+            ASSERT_TRUE(plan.ok()) << plan.status();
+            ASSERT_LE(plan->gpu_bytes, memory.gpu_bytes);
+            const double seconds = EvaluateDecoder(inputs, &truth, memory, plan->placement).seconds;
+            const double alone = share == 1.0 ? std::min(cpu.seconds, gpu.seconds) : cpu.seconds;
+            EXPECT_GE(alone / seconds, 0.98)
+                << spec.name << ", " << shape.name << " " << Name(dtype) << ", " << share
+                << (prompt ? ", prompt: " : ", generation: ") << Describe(plan->placement) << "; "
+                << plan->placement.reason << "; truly " << alone << " alone, " << seconds;
+            const auto best = PlanDecoder(inputs, &truth, memory);
+            ASSERT_TRUE(best.ok()) << best.status();
+            worst = std::min(worst, alone / seconds);
+            worst_regret = std::max(worst_regret, seconds / best->seconds - 1.0);
+            gain += std::log(alone / seconds);
+            ++plans;
+            const int64_t there = OnGpu(plan->placement);
+            mixed += there > 0 && there < 2 * shape.layers ? 1 : 0;
+            absl::StrAppend(&row, absl::StrFormat(" %.2f |", alone / seconds));
+          }
+          if (print) {
+            std::printf("| %s | %s | %s | %s |%s\n", spec.name.c_str(),
+                        prompt ? "prompt" : "generation", shape.name.c_str(),
+                        std::string(Name(dtype)).c_str(), row.c_str());
+          }
+        }
+      }
+    }
+    std::printf(
+        "%s: worst %.3f of the better device alone, mean %.2f; at most %.1f %% from the best "
+        "plan; %d of %d plans on both devices\n",
+        spec.name.c_str(), worst, std::exp(gain / plans), 100.0 * worst_regret, mixed, plans);
+    EXPECT_GT(mixed, 0) << spec.name;
+    EXPECT_LT(worst_regret, 0.2) << spec.name;
+  }
+}
+
+}  // namespace
+}  // namespace tandem
