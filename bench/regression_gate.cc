@@ -342,6 +342,8 @@ std::string Describe(const cpu::CpuFeatures& features) {
   if (features.avx512_bf16) text += "+bf16";
   if (features.avx512_fp16) text += "+fp16";
   if (features.avx_vnni) text += "+avxvnni";
+  if (features.amx_bf16) text += "+amxbf16";
+  if (features.amx_int8) text += "+amxint8";
   return text;
 }
 

@@ -56,10 +56,12 @@ class CpuBackend final : public Backend {
   }
   std::string profile_key() const override {
     std::string key = absl::StrCat(ModelName(), ", ", std::string(Name(features_.isa)));
-    for (const auto& [name, present] : {std::pair("avx512_vnni", features_.avx512_vnni),
-                                        std::pair("avx512_bf16", features_.avx512_bf16),
-                                        std::pair("avx512_fp16", features_.avx512_fp16),
-                                        std::pair("avx_vnni", features_.avx_vnni)}) {
+    for (const auto& [name, present] :
+         {std::pair("avx512_vnni", features_.avx512_vnni),
+          std::pair("avx512_bf16", features_.avx512_bf16),
+          std::pair("avx512_fp16", features_.avx512_fp16),
+          std::pair("avx_vnni", features_.avx_vnni), std::pair("amx_bf16", features_.amx_bf16),
+          std::pair("amx_int8", features_.amx_int8)}) {
       if (present) absl::StrAppend(&key, " ", name);
     }
     absl::StrAppend(&key, ", ", pool_->size(), pool_->size() == 1 ? " thread" : " threads");

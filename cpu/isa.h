@@ -23,9 +23,12 @@ struct CpuFeatures {
   bool avx512_bf16 = false;
   bool avx512_fp16 = false;
   bool avx_vnni = false;
+  bool amx_bf16 = false;  // products of tiles (amx.h); only with kAvx512
+  bool amx_int8 = false;
 };
 
-// What the processor (and the operating system: saved registers) supports.
+// What the processor (and the operating system: saved registers) supports. The first call asks the
+// operating system to let this process use tiles, where the processor has them.
 CpuFeatures DetectCpu();
 
 // The features left when nothing above `isa` may be used.

@@ -105,9 +105,13 @@ TEST(Isa, RestrictDropsWhatIsAbove) {
   CpuFeatures all;
   all.isa = Isa::kAvx512;
   all.avx512_vnni = all.avx512_bf16 = all.avx512_fp16 = all.avx_vnni = true;
+  all.amx_bf16 = all.amx_int8 = true;
   const CpuFeatures avx2 = Restrict(all, Isa::kAvx2);
   EXPECT_EQ(avx2.isa, Isa::kAvx2);
   EXPECT_FALSE(avx2.avx512_vnni || avx2.avx512_bf16 || avx2.avx512_fp16);
+  EXPECT_FALSE(avx2.amx_bf16 || avx2.amx_int8);
+  const CpuFeatures avx512 = Restrict(all, Isa::kAvx512);
+  EXPECT_TRUE(avx512.amx_bf16 && avx512.amx_int8);
   EXPECT_TRUE(avx2.avx_vnni);
   EXPECT_FALSE(Restrict(all, Isa::kScalar).avx_vnni);
   // Restricting never adds.

@@ -55,6 +55,8 @@ std::string FeatureList(const cpu::CpuFeatures& features) {
   if (features.avx512_bf16) text += " avx512_bf16";
   if (features.avx512_fp16) text += " avx512_fp16";
   if (features.avx_vnni) text += " avx_vnni";
+  if (features.amx_bf16) text += " amx_bf16";
+  if (features.amx_int8) text += " amx_int8";
   return text;
 }
 
