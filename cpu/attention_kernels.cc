@@ -38,11 +38,11 @@ absl::Status CheckBf16Pairs(const KernelContext& context, const AttentionArgs& a
 
 template <>
 KernelList<AttentionArgs> Kernels<AttentionArgs>() {
-  static const std::array<Kernel<AttentionArgs>, 10> kKernels = {
-      AttentionDecodeInt8Dot(),     AttentionDecodeBf16Dot(),       AttentionDecode(Isa::kAvx512),
-      AttentionPrefillBf16Dot(),    AttentionPrefill(Isa::kAvx512), AttentionDecode(Isa::kAvx2),
-      AttentionPrefill(Isa::kAvx2), AttentionDecode(Isa::kScalar),  AttentionPrefill(Isa::kScalar),
-      AttentionReference(),
+  static const std::array<Kernel<AttentionArgs>, 11> kKernels = {
+      AttentionDecodeInt8Dot(),       AttentionDecodeBf16Dot(),     AttentionDecode(Isa::kAvx512),
+      AttentionPrefillAmx(),          AttentionPrefillBf16Dot(),    AttentionPrefill(Isa::kAvx512),
+      AttentionDecode(Isa::kAvx2),    AttentionPrefill(Isa::kAvx2), AttentionDecode(Isa::kScalar),
+      AttentionPrefill(Isa::kScalar), AttentionReference(),
   };
   return kKernels;
 }

@@ -43,4 +43,7 @@ Kernel<AttentionArgs> AttentionPrefill(Isa isa);
 // The same through bf16 dot products, where q, k and v are bf16 and the processor has them.
 Kernel<AttentionArgs> AttentionPrefillBf16Dot();
 
+// The same through products of bf16 tiles, where the processor has AMX too.
+Kernel<AttentionArgs> AttentionPrefillAmx();
+
 }  // namespace tandem::cpu

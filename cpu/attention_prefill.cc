@@ -121,7 +121,7 @@ void StartRows(PrefillTask& task) {
   std::fill_n(s.max, task.plan.tile_rows, kNegInf);
   std::fill_n(s.next_max, task.plan.tile_rows, kNegInf);
   std::fill_n(s.factor, task.plan.tile_rows, 1.0f);
-  std::fill_n(s.started, task.plan.tile_rows / kProductRows, false);
+  std::fill_n(s.started, task.plan.tile_rows / kPrefillRowBlock, false);
   KeyRange all = {task.tile.key_begin, task.tile.key_end};
   for (int64_t r = 0; r < task.rows;) {
     const int64_t query = task.Query(r);
@@ -135,7 +135,7 @@ void StartRows(PrefillTask& task) {
   task.seen_by_all = all;
 }
 
-template <bool kPairs>
+template <PrefillProducts kHow>
 void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t index, int worker) {
   const PrefillTile& tile = plan.tiles[index / plan.kv_heads];
   PrefillScratch scratch = OfWorker(plan, worker);
@@ -147,10 +147,10 @@ void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t 
   }
   PrefillTask task(args, plan, tile, kv_head, scratch);
   const PrefillScratch& s = task.s;
-  if constexpr (kPairs) {
-    LoadQueries<BF16, true>(task);
+  if constexpr (kHow != PrefillProducts::kFloat) {
+    LoadQueries<BF16, kHow>(task);
   } else {
-    DispatchFloat(args.q.dtype, [&]<typename T>() { LoadQueries<T, false>(task); });
+    DispatchFloat(args.q.dtype, [&]<typename T>() { LoadQueries<T, kHow>(task); });
   }
   StartRows(task);
 
@@ -160,15 +160,18 @@ void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t 
     extent = VisibleExtent(task.sequence.rule, 0, task.sequence.rule.q_len - 1);
   }
   const KeyTiles tiles(extent.begin, extent.end, task.sequence.cache_len);
-  const bool modified = task.modifiers.any();
+  // Tiles leave scaling to the exponential, behind the maximum.
+  const bool modified =
+      task.modifiers.any() || (kHow == PrefillProducts::kTiles && !(task.args.Scale() > 0.0f));
   const int64_t last = tile.key_begin < tile.key_end ? tiles.Find(tile.key_end - 1) : -1;
   for (int64_t i = last < 0 ? 0 : tiles.Find(tile.key_begin); i <= last; ++i) {
     const KeyRange keys = tiles.Keys(i);
     const bool full = !task.modifiers.has_bits() && keys.begin >= task.seen_by_all.begin &&
-                      keys.end <= task.seen_by_all.end && (keys.end - keys.begin) % kLanes == 0;
+                      keys.end <= task.seen_by_all.end &&
+                      (keys.end - keys.begin) % kKeyGrain<kHow> == 0;
     if (!full) {
       FindVisible(task, keys);
-      if (!FindBlocks(task)) continue;
+      if (!FindBlocks<kHow>(task)) continue;
     }
     Panels panels;
     if (first_packed >= 0) {
@@ -177,22 +180,22 @@ void RunPrefillTask(const AttentionArgs& args, const PrefillPlan& plan, int64_t 
                 plan.packed_finite[packed]};
     } else {
       const bool finite =
-          PackTile<kPairs>(args, task.sequence, tile.sequence, kv_head, keys, s.k, s.v);
+          PackTile<kHow>(args, task.sequence, tile.sequence, kv_head, keys, plan.k_depth, s.k, s.v);
       panels = {s.k, s.v, finite};
     }
     if (full) {
-      modified ? ProcessTile<true, true, kPairs>(task, panels, keys)
-               : ProcessTile<true, false, kPairs>(task, panels, keys);
+      modified ? Process<true, true, kHow>(task, panels, keys)
+               : Process<true, false, kHow>(task, panels, keys);
     } else {
-      modified ? ProcessTile<false, true, kPairs>(task, panels, keys)
-               : ProcessTile<false, false, kPairs>(task, panels, keys);
+      modified ? Process<false, true, kHow>(task, panels, keys)
+               : Process<false, false, kHow>(task, panels, keys);
     }
   }
 
-  for (int64_t block = 0; block * kProductRows < task.rows; ++block) {
+  constexpr int64_t kRows = PrefillBlockRows(kHow);
+  for (int64_t block = 0; block * kRows < task.rows; ++block) {
     if (s.started[block]) continue;
-    std::fill_n(s.acc + block * kProductRows * plan.acc_stride, kProductRows * plan.acc_stride,
-                0.0f);
+    std::fill_n(s.acc + block * kRows * plan.acc_stride, kRows * plan.acc_stride, 0.0f);
   }
   // The partial sums of a row become its sum.
   float* sum = tile.pieces > 1 ? plan.partial_sum + slot : s.factor;
@@ -222,21 +225,28 @@ bool NothingToWrite(const AttentionArgs& args) {
   return args.out.empty() && (!args.lse.present() || args.lse.empty());
 }
 
-template <bool kPairs>
+template <PrefillProducts kHow>
 absl::Status RunPrefill(const KernelContext& context, const AttentionArgs& args) {
   if (NothingToWrite(args)) return absl::OkStatus();
   ThreadPool& pool = CpuStream::Of(context).pool();
-  PrefillPlan plan = MakePrefillPlan(args, kPairs, pool.size(), *context.workspace);
+  PrefillPlan plan = MakePrefillPlan(args, kHow, pool.size(), *context.workspace);
   if (!context.workspace->ok()) return absl::InternalError("attention: workspace too small");
   PlanTiles(args, plan);
   pool.ParallelFor(plan.packed_count * plan.kv_heads, [&](int64_t index, int) {
     const PackedTile& tile = plan.packed[index / plan.kv_heads];
-    plan.packed_finite[index] = PackTile<kPairs>(
-        args, args.Sequence(tile.sequence), tile.sequence, index % plan.kv_heads, tile.keys,
-        plan.packed_k + index * plan.k_floats(), plan.packed_v + index * plan.v_floats());
+    plan.packed_finite[index] =
+        PackTile<kHow>(args, args.Sequence(tile.sequence), tile.sequence, index % plan.kv_heads,
+                       tile.keys, plan.k_depth, plan.packed_k + index * plan.k_floats(),
+                       plan.packed_v + index * plan.v_floats());
   });
   pool.ParallelFor(plan.tile_count * plan.kv_heads, [&](int64_t index, int worker) {
-    RunPrefillTask<kPairs>(args, plan, index, worker);
+#if HWY_TARGET == HWY_AVX3 && TANDEM_HAVE_AMX
+    if constexpr (kHow == PrefillProducts::kTiles) {
+      const TileConfig tiles(TileShapes::AllFull());
+      return RunPrefillTask<kHow>(args, plan, index, worker);
+    }
+#endif
+    RunPrefillTask<kHow>(args, plan, index, worker);
   });
   if (plan.max_pieces > 1) {
     pool.ParallelFor(plan.tile_count * plan.kv_heads, [&](int64_t index, int) {
@@ -254,11 +264,11 @@ absl::Status RunPrefill(const KernelContext& context, const AttentionArgs& args)
   return absl::OkStatus();
 }
 
-template <bool kPairs>
+template <PrefillProducts kHow>
 int64_t PrefillWorkspaceBytes(const KernelContext& context, const AttentionArgs& args) {
   if (NothingToWrite(args)) return 0;
   Workspace counting = Workspace::Counting();
-  MakePrefillPlan(args, kPairs, CpuStream::Of(context).pool().size(), counting);
+  MakePrefillPlan(args, kHow, CpuStream::Of(context).pool().size(), counting);
   return counting.bytes_used();
 }
 
@@ -281,28 +291,52 @@ absl::Status SupportsPairs(const KernelContext& context, const AttentionArgs& ar
   return CheckBf16Pairs(context, args);
 }
 
+absl::Status SupportsTiles(const KernelContext& context, const AttentionArgs& args) {
+  TANDEM_RETURN_IF_ERROR(SupportsPairs(context, args));
+  if (CpuStream::Of(context).features().amx_bf16) return absl::OkStatus();
+  return Unimplemented("needs a processor with products of bf16 tiles (AMX_BF16)");
+}
+
 }  // namespace
 
 Kernel<AttentionArgs> AttentionPrefill(Isa isa) {
   switch (isa) {
     case Isa::kAvx512:
       return {"prefill_avx512", DeviceKind::kCpu, Supports<Isa::kAvx512>,
-              N_AVX3::PrefillWorkspaceBytes<false>, N_AVX3::RunPrefill<false>};
+              N_AVX3::PrefillWorkspaceBytes<PrefillProducts::kFloat>,
+              N_AVX3::RunPrefill<PrefillProducts::kFloat>};
     case Isa::kAvx2:
       return {"prefill_avx2", DeviceKind::kCpu, Supports<Isa::kAvx2>,
-              N_AVX2::PrefillWorkspaceBytes<false>, N_AVX2::RunPrefill<false>};
+              N_AVX2::PrefillWorkspaceBytes<PrefillProducts::kFloat>,
+              N_AVX2::RunPrefill<PrefillProducts::kFloat>};
     default:
       return {"prefill_scalar", DeviceKind::kCpu, Supports<Isa::kScalar>,
-              TANDEM_N_SCALAR::PrefillWorkspaceBytes<false>, TANDEM_N_SCALAR::RunPrefill<false>};
+              TANDEM_N_SCALAR::PrefillWorkspaceBytes<PrefillProducts::kFloat>,
+              TANDEM_N_SCALAR::RunPrefill<PrefillProducts::kFloat>};
   }
+}
+
+#if TANDEM_HAVE_AMX
+inline constexpr PrefillProducts kTilesOrPairs = PrefillProducts::kTiles;
+#else  // never supported
+inline constexpr PrefillProducts kTilesOrPairs = PrefillProducts::kPairs;
+#endif
+
+Kernel<AttentionArgs> AttentionPrefillAmx() {
+  return {"prefill_amx",
+          DeviceKind::kCpu,
+          SupportsTiles,
+          N_AVX3::PrefillWorkspaceBytes<kTilesOrPairs>,
+          N_AVX3::RunPrefill<kTilesOrPairs>,
+          AppliesBf16Pairs};
 }
 
 Kernel<AttentionArgs> AttentionPrefillBf16Dot() {
   return {"prefill_bf16dot",
           DeviceKind::kCpu,
           SupportsPairs,
-          N_AVX3::PrefillWorkspaceBytes<true>,
-          N_AVX3::RunPrefill<true>,
+          N_AVX3::PrefillWorkspaceBytes<PrefillProducts::kPairs>,
+          N_AVX3::RunPrefill<PrefillProducts::kPairs>,
           AppliesBf16Pairs};
 }
 

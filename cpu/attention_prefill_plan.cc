@@ -11,12 +11,11 @@ constexpr int64_t kEnoughTasks = 64;
 // Least keys of a piece. Writing and merging its partial result costs as much as about 16 keys.
 constexpr int64_t kPieceKeys = 512;
 
-int64_t RoundUpTo(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 int64_t CeilDiv(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // Large tiles spread the packing of K and V over more rows, small ones give more threads work.
 int64_t TileRows(int64_t rows, int64_t heads, bool batch_invariant) {
-  constexpr int64_t kSmall = 96, kLarge = 192;  // multiples of 6 and 16
+  constexpr int64_t kSmall = 96, kLarge = 192;  // multiples of 6 and 32
   if (rows <= kSmall || batch_invariant) return kSmall;
   return rows * heads >= kLarge * 64 ? kLarge : kSmall;
 }
@@ -31,12 +30,14 @@ KeyRange VisibleExtent(const MaskRule& rule, int64_t first_query, int64_t last_q
   return {std::min(begin, end), end};
 }
 
-PrefillPlan MakePrefillPlan(const AttentionArgs& args, bool pairs, int64_t workers,
+PrefillPlan MakePrefillPlan(const AttentionArgs& args, PrefillProducts how, int64_t workers,
                             Workspace& workspace) {
   PrefillPlan plan = {};
   plan.group = args.group();
   plan.kv_heads = args.kv_heads();
+  const bool pairs = how != PrefillProducts::kFloat;
   plan.k_depth = pairs ? CeilDiv(args.head_dim(), 2) : args.head_dim();
+  if (how == PrefillProducts::kTiles) plan.k_depth = RoundUpTo(plan.k_depth, 16);
   plan.v_depth = pairs ? kPrefillKeyTile / 2 : kPrefillKeyTile;
   const bool packed_queries = args.q_offsets.present();
   const int64_t rows = plan.group * args.q_len();

@@ -27,11 +27,27 @@ namespace tandem::cpu {
 
 inline constexpr int64_t kPrefillKeyTile = 128;  // keys per tile
 inline constexpr int64_t kPrefillPanel = 64;     // columns of a packed panel
-inline constexpr int64_t kPrefillRowBlock = 6;   // rows of the register block
+
+// How a kernel multiplies, and in which blocks (attention_prefill_tile-inl.h).
+enum class PrefillProducts : uint8_t {
+  kFloat,  // f32 multiply-adds
+  kPairs,  // bf16 dot products
+  kTiles,  // bf16 tiles (attention_prefill_amx-inl.h)
+};
+inline constexpr int64_t kPrefillRowBlock = 6;  // rows of the register block
+// The same of any kernel: of tiles, two by two.
+constexpr int64_t PrefillBlockRows(PrefillProducts how) {
+  return how == PrefillProducts::kTiles ? 32 : kPrefillRowBlock;
+}
+
 // Panels of one head that are packed ahead: a second-level cache of 1 MB. With 2 MB (2048
 // keys, D = 128) the kernel ran at 0.74 of sgemm instead of 0.87 (Zen 5).
 inline constexpr int64_t kSharedHeadBytes = int64_t{1} << 20;
 inline constexpr int64_t kSharedBytes = int64_t{16} << 20;  // and all of them
+
+constexpr int64_t RoundUpTo(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
 
 struct PrefillTile {
   int64_t sequence;
@@ -103,8 +119,8 @@ struct PrefillScratch {
 struct PrefillPlan {
   int64_t group;
   int64_t kv_heads;
-  int64_t tile_rows;   // a multiple of kPrefillRowBlock and of 16
-  int64_t k_depth;     // rows of a panel of K: D, or as many pairs
+  int64_t tile_rows;   // a multiple of 6, 16 and 32: all sorts of blocks
+  int64_t k_depth;     // rows of a panel of K: D, or as many pairs, or those of whole tiles
   int64_t v_depth;     // rows of a panel of V: kPrefillKeyTile, or as many pairs
   int64_t q_stride;    // floats
   int64_t acc_stride;  // floats, whole panels
@@ -134,8 +150,8 @@ struct PrefillPlan {
   int64_t v_floats() const { return v_depth * acc_stride; }
 };
 
-// Everything that follows from the shapes, and the memory. pairs: see attention_prefill_tile-inl.h.
-PrefillPlan MakePrefillPlan(const AttentionArgs& args, bool pairs, int64_t workers,
+// Everything that follows from the shapes, and the memory.
+PrefillPlan MakePrefillPlan(const AttentionArgs& args, PrefillProducts how, int64_t workers,
                             Workspace& workspace);
 
 // Fills the lists from the lengths of the sequences. Needs the memory.

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "core/ops/online_softmax.h"
+#include "cpu/attention_prefill_amx-inl.h"
 #include "cpu/attention_prefill_plan.h"
 #include "cpu/attention_prefill_rows-inl.h"
 #include "cpu/attention_prefill_tile-inl.h"
@@ -19,27 +20,34 @@
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu::HWY_NAMESPACE {
 
-// S of rows [row, row + 6) for vectors covering keys [begin, end) of one panel.
-template <bool kPairs>
+// Keys come in multiples of this.
+template <PrefillProducts kHow>
+inline constexpr int64_t kKeyGrain = kHow == PrefillProducts::kTiles ? 32 : kLanes;
+
+// S of a block of rows from `row` on, for vectors covering keys [begin, end) of one panel. Of
+// tiles, it is not scaled.
+template <PrefillProducts kHow>
 HWY_INLINE void ScoreRows(const PrefillTask& task, const Panels& panels, int64_t row, int64_t panel,
                           int64_t begin, int64_t end, float scale) {
   const PrefillScratch& s = task.s;
   const int64_t first = std::max<int64_t>(begin - panel * kPanel, 0) / kLanes;
   const int64_t last = (std::min(end - panel * kPanel, kPanel) + kLanes - 1) / kLanes;
   if (first >= last) return;
-  Product<kProductRows, kPairs>(s.q + row * task.plan.q_stride, task.plan.q_stride,
-                                panels.k + panel * kPanel * task.plan.k_depth, task.plan.k_depth,
-                                s.scores + row * kPrefillKeyTile + panel * kPanel, kPrefillKeyTile,
-                                nullptr, scale, first, last);
+  Product<kProductRows, kHow == PrefillProducts::kPairs>(
+      s.q + row * task.plan.q_stride, task.plan.q_stride,
+      panels.k + panel * kPanel * task.plan.k_depth, task.plan.k_depth,
+      s.scores + row * kPrefillKeyTile + panel * kPanel, kPrefillKeyTile, nullptr, scale, first,
+      last);
 }
 
 // O of kRows rows from `row` on, over keys [begin, end) of the tile. kPairs: whole pairs of keys;
 // the weight of a key too many is 0.
-template <int kRows, bool kPairs>
+template <int kRows, PrefillProducts kHow>
 HWY_INLINE void AccumulateRows(const PrefillTask& task, const Panels& panels, int64_t row,
                                int64_t panel, int64_t begin, int64_t end, const float* factor) {
   const PrefillScratch& s = task.s;
   const int64_t columns = std::min(task.args.v_head_dim() - panel * kPanel, kPanel);
+  constexpr bool kPairs = kHow == PrefillProducts::kPairs;
   if constexpr (kPairs) {
     begin = begin / 2;
     end = (end + 1) / 2;
@@ -103,12 +111,14 @@ HWY_NOINLINE void FindVisible(const PrefillTask& task, KeyRange keys) {
 }
 
 // block_begin, block_end: keys that any row of a block sees. Returns whether any block sees any.
+template <PrefillProducts kHow>
 HWY_NOINLINE bool FindBlocks(const PrefillTask& task) {
+  constexpr int64_t kRows = PrefillBlockRows(kHow);
   const PrefillScratch& s = task.s;
   bool any = false;
-  for (int64_t block = 0; block * kProductRows < task.rows; ++block) {
-    const int64_t first = block * kProductRows;
-    const int64_t last = std::min(first + kProductRows, task.rows);
+  for (int64_t block = 0; block * kRows < task.rows; ++block) {
+    const int64_t first = block * kRows;
+    const int64_t last = std::min(first + kRows, task.rows);
     int64_t begin = kPrefillKeyTile, end = 0;
     if (task.modifiers.has_bits()) {
       for (int64_t w = 0; w < kBitWords; ++w) {
@@ -132,10 +142,10 @@ HWY_NOINLINE bool FindBlocks(const PrefillTask& task) {
   return any;
 }
 
-// factor = exp(max - next_max), and max = next_max, for all rows.
-HWY_NOINLINE void UpdateMax(const PrefillScratch& s, int64_t rows) {
+// factor = exp(max - next_max), and max = next_max, for rows [begin, end), whole vectors.
+HWY_NOINLINE void UpdateMax(const PrefillScratch& s, int64_t begin, int64_t end) {
   const DF d;
-  for (int64_t r = 0; r < rows; r += kLanes) {
+  for (int64_t r = begin; r < end; r += kLanes) {
     const VF next = hn::Load(d, s.next_max + r);
     hn::Store(ExpDiffVec(hn::Load(d, s.max + r), next), d, s.factor + r);
     hn::Store(next, d, s.max + r);
@@ -143,20 +153,21 @@ HWY_NOINLINE void UpdateMax(const PrefillScratch& s, int64_t rows) {
 }
 
 // O of a block whose rows do not all see the same keys, when V holds a NaN or an infinity.
-template <bool kPairs>
+template <PrefillProducts kHow>
 HWY_NOINLINE void AccumulateExactly(const PrefillTask& task, const Panels& panels, int64_t block) {
+  constexpr int64_t kRows = PrefillBlockRows(kHow);
   const PrefillScratch& s = task.s;
-  const int64_t first = block * kProductRows;
+  const int64_t first = block * kRows;
   float* acc = s.acc + first * task.plan.acc_stride;
-  if (!s.started[block]) std::fill_n(acc, kProductRows * task.plan.acc_stride, 0.0f);
-  for (int64_t r = first; r < std::min(first + kProductRows, task.rows); ++r) {
+  if (!s.started[block]) std::fill_n(acc, kRows * task.plan.acc_stride, 0.0f);
+  for (int64_t r = first; r < std::min(first + kRows, task.rows); ++r) {
     float factor = s.factor[r];
     const auto accumulate = [&](int64_t begin, int64_t end) {
       for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim(); ++panel) {
-        if constexpr (kPairs) {
+        if constexpr (kHow != PrefillProducts::kFloat) {
           AccumulatePairsExactly(task, panels, r, panel, begin, end, factor);
         } else {
-          AccumulateRows<1, false>(task, panels, r, panel, begin, end, &factor);
+          AccumulateRows<1, kHow>(task, panels, r, panel, begin, end, &factor);
         }
       }
       factor = 1.0f;
@@ -170,43 +181,45 @@ HWY_NOINLINE void AccumulateExactly(const PrefillTask& task, const Panels& panel
   }
 }
 
-// The rows of out that a block will write: they arrive while it multiplies.
-HWY_INLINE void PrefetchResults(const PrefillTask& task, int64_t block) {
+// The rows of out that a block, rows [first, last), will write: they arrive while it multiplies.
+HWY_INLINE void PrefetchResults(const PrefillTask& task, int64_t first, int64_t last) {
   DispatchFloat(task.args.out.dtype, [&]<typename T>() {
-    RowWalk<T> out(task, task.args.out, block * kProductRows);
-    for (int64_t r = block * kProductRows; r < std::min((block + 1) * kProductRows, task.rows);
-         ++r) {
+    RowWalk<T> out(task, task.args.out, first);
+    for (int64_t r = first; r < last; ++r) {
       Prefetch<true>(out.Next(), task.args.v_head_dim() * static_cast<int64_t>(sizeof(T)));
     }
   });
 }
 
-// All rows with one tile of keys. kFull: every row sees all of them, and they are whole vectors;
-// else FindVisible and FindBlocks were called. kModified: more is done to scores than scaling.
-template <bool kFull, bool kModified, bool kPairs>
-HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, KeyRange tile) {
-  const PrefillScratch& s = task.s;
-  const int64_t keys = tile.end - tile.begin;
-  const int64_t blocks = task.padded_rows / kProductRows;
-  const float scale = task.args.Scale();
-  const auto begin_of = [&](int64_t block) -> int64_t { return kFull ? 0 : s.block_begin[block]; };
-  const auto end_of = [&](int64_t block) -> int64_t { return kFull ? keys : s.block_end[block]; };
-  for (int64_t panel = 0; panel * kPanel < keys; ++panel) {
-    for (int64_t block = 0; block < blocks; ++block) {
-      if (panel == 0 && !s.started[block]) PrefetchResults(task, block);
-      ScoreRows<kPairs>(task, panels, block * kProductRows, panel, begin_of(block), end_of(block),
-                        scale);
-    }
+// What becomes of one tile of keys, in steps for a block of rows each. kFull: every row sees all of
+// them, and they are whole vectors (kKeyGrain); else FindVisible and FindBlocks were called.
+// kModified: more is done to scores than scaling by a positive number.
+template <bool kFull, bool kModified, PrefillProducts kHow>
+struct TileSteps {
+  static constexpr int64_t kRows = PrefillBlockRows(kHow), kGrain = kKeyGrain<kHow>;
+  static constexpr bool kTiles = kHow == PrefillProducts::kTiles;
+
+  int64_t begin(int64_t block) const { return kFull ? 0 : task.s.block_begin[block]; }
+  int64_t end(int64_t block) const {
+    return kFull ? tile.end - tile.begin : task.s.block_end[block];
   }
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = begin_of(block) / kLanes * kLanes;
-    const int64_t last = (end_of(block) + kLanes - 1) / kLanes * kLanes;
-    const int64_t end_row = std::min((block + 1) * kProductRows, task.rows);
-    for (int64_t r = block * kProductRows; r < end_row; ++r) {
+  int64_t first(int64_t block) const { return begin(block) / kGrain * kGrain; }
+  int64_t last(int64_t block) const { return RoundUpTo(end(block), kGrain); }
+  int64_t end_row(int64_t block) const { return std::min((block + 1) * kRows, task.rows); }
+  // What scores are multiplied by on the way to weights.
+  float late_scale() const { return kTiles && !kModified ? task.args.Scale() : 1.0f; }
+
+  // Modifiers and visibility; next_max.
+  HWY_INLINE void Modify(int64_t block) const {
+    const PrefillScratch& s = task.s;
+    const int64_t first = this->first(block), last = this->last(block);
+    const int64_t keys = tile.end - tile.begin;
+    for (int64_t r = block * kRows; r < end_row(block); ++r) {
       float* scores = s.scores + r * kPrefillKeyTile;
       if constexpr (kModified) {
-        const int64_t query = task.Query(r);
-        task.modifiers.Modify(scores, first, last, task.Head(r), task.sequence.q_begin + query,
+        const int64_t query = task.Query(r), modified = std::min(last, RoundUpTo(keys, kLanes));
+        if constexpr (kTiles) ModifyRow(scores, first, modified, Scaled{task.args.Scale()});
+        task.modifiers.Modify(scores, first, modified, task.Head(r), task.sequence.q_begin + query,
                               task.sequence.rule.Position(query), tile.begin, keys);
       }
       if constexpr (!kFull) {
@@ -216,34 +229,105 @@ HWY_NOINLINE void ProcessTile(const PrefillTask& task, const Panels& panels, Key
           MaskRow(scores, first, s.begin[r], s.end[r], last);
         }
       }
-      s.next_max[r] = RowMax(scores + first, last - first, s.max[r]);
+      if constexpr (kTiles) {
+        const float max = RowMax(scores + first, last - first, kNegInf) * late_scale();
+        s.next_max[r] = std::max(s.max[r], max);
+      } else {
+        s.next_max[r] = RowMax(scores + first, last - first, s.max[r]);
+      }
     }
   }
-  UpdateMax(s, task.rows);
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t begin = begin_of(block), end = end_of(block);
-    if (begin >= end) continue;  // max is as before
-    const int64_t first = begin / kLanes * kLanes;
-    const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
-    const int64_t end_row = std::min((block + 1) * kProductRows, task.rows);
-    for (int64_t r = block * kProductRows; r < end_row; ++r) {
-      RowExp<kPairs>(s.scores + r * kPrefillKeyTile, first, last, s.max[r], s.factor[r],
-                     s.sum + r * kLanes);
+
+  // Scores become weights.
+  HWY_INLINE void Weigh(int64_t block) const {
+    const PrefillScratch& s = task.s;
+    for (int64_t r = block * kRows; r < end_row(block); ++r) {
+      RowExp<kHow != PrefillProducts::kFloat>(s.scores + r * kPrefillKeyTile, first(block),
+                                              last(block), late_scale(), s.max[r], s.factor[r],
+                                              s.sum + r * kLanes);
     }
   }
-  const bool exactly = !kFull && !panels.v_finite;
-  for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim() && !exactly; ++panel) {
+
+  bool Exactly() const { return !kFull && !panels.v_finite; }
+  const float* factor(int64_t block) const {
+    return task.s.started[block] ? task.s.factor + block * kRows : nullptr;
+  }
+
+  const PrefillTask& task;
+  const Panels& panels;
+  KeyRange tile;
+};
+
+// Panel by panel: one of K or V stays in the first-level cache while the rows pass.
+template <bool kFull, bool kModified, PrefillProducts kHow>
+HWY_NOINLINE void ProcessPanels(const PrefillTask& task, const Panels& panels, KeyRange tile) {
+  const TileSteps<kFull, kModified, kHow> steps = {task, panels, tile};
+  constexpr int64_t kRows = steps.kRows;
+  const PrefillScratch& s = task.s;
+  const int64_t blocks = RoundUpTo(task.rows, kRows) / kRows;
+  for (int64_t panel = 0; panel * kPanel < tile.end - tile.begin; ++panel) {
     for (int64_t block = 0; block < blocks; ++block) {
-      if (begin_of(block) >= end_of(block)) continue;
-      AccumulateRows<kProductRows, kPairs>(
-          task, panels, block * kProductRows, panel, begin_of(block), end_of(block),
-          s.started[block] ? s.factor + block * kProductRows : nullptr);
+      if (panel == 0 && !s.started[block]) {
+        PrefetchResults(task, block * kRows, steps.end_row(block));
+      }
+      ScoreRows<kHow>(task, panels, block * kRows, panel, steps.begin(block), steps.end(block),
+                      task.args.Scale());
+    }
+  }
+  for (int64_t block = 0; block < blocks; ++block) steps.Modify(block);
+  UpdateMax(s, 0, task.rows);
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (steps.begin(block) < steps.end(block)) steps.Weigh(block);  // else max is as before
+  }
+  for (int64_t panel = 0; panel * kPanel < task.args.v_head_dim() && !steps.Exactly(); ++panel) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      if (steps.begin(block) >= steps.end(block)) continue;
+      AccumulateRows<kProductRows, kHow>(task, panels, block * kRows, panel, steps.begin(block),
+                                         steps.end(block), steps.factor(block));
     }
   }
   for (int64_t block = 0; block < blocks; ++block) {
-    if (begin_of(block) >= end_of(block)) continue;
-    if (exactly) AccumulateExactly<kPairs>(task, panels, block);
+    if (steps.begin(block) >= steps.end(block)) continue;
+    if (steps.Exactly()) AccumulateExactly<kHow>(task, panels, block);
     s.started[block] = true;
+  }
+}
+
+#if HWY_TARGET == HWY_AVX3 && TANDEM_HAVE_AMX
+// Block by block: its scores stay in the first-level cache, K and V in the second.
+template <bool kFull, bool kModified>
+HWY_NOINLINE void ProcessTiles(const PrefillTask& task, const Panels& panels, KeyRange tile) {
+  constexpr PrefillProducts kHow = PrefillProducts::kTiles;
+  const TileSteps<kFull, kModified, kHow> steps = {task, panels, tile};
+  constexpr int64_t kRows = steps.kRows;
+  for (int64_t block = 0; block * kRows < task.rows; ++block) {
+    const int64_t row = block * kRows, first = steps.first(block), last = steps.last(block);
+    if (steps.begin(block) >= steps.end(block)) continue;
+    if (!task.s.started[block]) PrefetchResults(task, row, steps.end_row(block));
+    ScoreTiles(task, panels, row, first, last);
+    steps.Modify(block);
+    UpdateMax(task.s, row, row + kRows);
+    steps.Weigh(block);
+    if (steps.Exactly()) {
+      AccumulateExactly<kHow>(task, panels, block);
+    } else {
+      AccumulateTiles(task, panels, row, first, last, steps.factor(block));
+    }
+    task.s.started[block] = true;
+  }
+}
+#endif
+
+// All rows with one tile of keys.
+template <bool kFull, bool kModified, PrefillProducts kHow>
+HWY_INLINE void Process(const PrefillTask& task, const Panels& panels, KeyRange tile) {
+#if HWY_TARGET == HWY_AVX3 && TANDEM_HAVE_AMX
+  if constexpr (kHow == PrefillProducts::kTiles) {
+    ProcessTiles<kFull, kModified>(task, panels, tile);
+  } else
+#endif
+  {
+    ProcessPanels<kFull, kModified, kHow>(task, panels, tile);
   }
 }
 

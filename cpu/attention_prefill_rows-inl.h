@@ -31,7 +31,6 @@ struct PrefillTask {
         kv_head(head),
         sequence(a.Sequence(t.sequence)),
         rows(t.rows),
-        padded_rows((t.rows + kProductRows - 1) / kProductRows * kProductRows),
         s(scratch),
         modifiers(a, t.sequence) {}
 
@@ -43,7 +42,6 @@ struct PrefillTask {
   int64_t kv_head;
   AttentionSequence sequence;
   int64_t rows;
-  int64_t padded_rows;  // a multiple of kProductRows; the rows in between are zero and ignored
   PrefillScratch s;
   ScoreModifiers modifiers;
   KeyRange seen_by_all = {0, 0};
@@ -89,8 +87,9 @@ HWY_INLINE void Prefetch(const void* address, int64_t bytes) {
   }
 }
 
-// kPairs: pairs of bf16 as they are; the product with K is scaled instead.
-template <typename T, bool kPairs>
+// kFloat: scaled. Else pairs of bf16 as they are; the product with K is scaled instead. Rows up to
+// a whole block are zero, and their results ignored.
+template <typename T, PrefillProducts kHow>
 HWY_NOINLINE void LoadQueries(const PrefillTask& task) {
   const DF d;
   const int64_t q_stride = task.plan.q_stride, head_dim = task.args.head_dim();
@@ -109,7 +108,7 @@ HWY_NOINLINE void LoadQueries(const PrefillTask& task) {
     for (int64_t i = 0; i < q_stride; i += kLanes) {
       VF x = hn::Zero(d);
       if (i < depth) {
-        if constexpr (kPairs) {
+        if constexpr (kHow != PrefillProducts::kFloat) {
           x = LoadPairs(row, i / kLanes, head_dim);
         } else {
           x = hn::Mul(LoadF32Part(row, i / kLanes, head_dim), scale);
@@ -118,7 +117,8 @@ HWY_NOINLINE void LoadQueries(const PrefillTask& task) {
       hn::Store(x, d, q + r * q_stride + i);
     }
   }
-  std::fill(q + task.rows * q_stride, q + task.padded_rows * q_stride, 0.0f);
+  std::fill(q + task.rows * q_stride, q + RoundUpTo(task.rows, PrefillBlockRows(kHow)) * q_stride,
+            0.0f);
 }
 
 // ---- Keys
@@ -164,14 +164,15 @@ void FindRows(const AttentionArgs& args, const AttentionSequence& sequence, int6
 }
 
 // Packs such keys. Returns whether V is finite.
-template <bool kPairs>
+template <PrefillProducts kHow>
 bool PackTile(const AttentionArgs& args, const AttentionSequence& sequence, int64_t batch,
-              int64_t kv_head, KeyRange keys, float* k, float* v) {
+              int64_t kv_head, KeyRange keys, int64_t k_depth, float* k, float* v) {
   KeyRows rows;
   FindRows(args, sequence, batch, kv_head, keys, rows);
-  if constexpr (kPairs) {
-    PackKeyPairs(rows, keys.end - keys.begin, args.head_dim(), k);
-    return PackValuePairs(rows, keys.end - keys.begin, args.v_head_dim(), v);
+  if constexpr (kHow != PrefillProducts::kFloat) {
+    constexpr int kGrain = kHow == PrefillProducts::kTiles ? 32 : kLanes;
+    PackKeyPairs<kGrain>(rows, keys.end - keys.begin, args.head_dim(), k_depth, k);
+    return PackValuePairs<kGrain>(rows, keys.end - keys.begin, args.v_head_dim(), v);
   }
   const auto pack = [&]<typename T>() {
     PackKeys<T>(rows, keys.end - keys.begin, args.head_dim(), k);

@@ -43,6 +43,11 @@ struct BroadcastView {
   int64_t stride[4] = {};
 };
 
+struct Scaled {
+  float scale;
+  HWY_INLINE VF operator()(VF score, int64_t) const { return hn::Mul(score, hn::Set(DF(), scale)); }
+};
+
 struct SoftCap {
   VF cap, inverse;
   HWY_INLINE VF operator()(VF score, int64_t) const {

@@ -12,6 +12,9 @@
 // Pairs: where everything is bf16 and the processor multiplies pairs of bf16 (vdpbf16ps: exact
 // products, f32 sums, subnormal numbers as zero), rows of the panels come in pairs, two bf16 in the
 // place of one f32, and so do the elements of A. Nothing else changes; depths are halved.
+//
+// Tiles (attention_prefill_amx-inl.h) take the same panels of pairs, in whole tiles: zeros make up
+// 16 pairs of dimensions, and 32 keys.
 #if defined(TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_
 #undef TANDEM_CPU_ATTENTION_PREFILL_TILE_INL_H_
@@ -177,12 +180,13 @@ HWY_INLINE VF LoadPairs(const BF16* HWY_RESTRICT row, int64_t i, int64_t n) {
   return hn::Load(d, padded);
 }
 
-// As PackKeys; a row of the result holds dimensions 2 i and 2 i + 1.
-HWY_NOINLINE void PackKeyPairs(const KeyRows& source, int64_t keys, int64_t head_dim,
+// As PackKeys; a row of the result holds dimensions 2 i and 2 i + 1, `depth` rows in all. Columns
+// up to the next multiple of kGrain are zero.
+template <int kGrain>
+HWY_NOINLINE void PackKeyPairs(const KeyRows& source, int64_t keys, int64_t head_dim, int64_t depth,
                                float* HWY_RESTRICT out) {
   const DF d;
-  const int64_t depth = (head_dim + 1) / 2;
-  for (int64_t key = 0; key < keys; key += kLanes) {
+  for (int64_t key = 0; key < RoundUpTo(keys, kGrain); key += kLanes) {
     float* HWY_RESTRICT panel = out + key / kPanel * kPanel * depth + key % kPanel;
     for (int64_t i = 0; i < depth; i += kLanes) {
       VF rows[kLanes];
@@ -196,20 +200,24 @@ HWY_NOINLINE void PackKeyPairs(const KeyRows& source, int64_t keys, int64_t head
   }
 }
 
-// As PackValues; a row of the result holds keys 2 i and 2 i + 1, an odd last key beside zeros.
+// As PackValues; a row of the result holds keys 2 i and 2 i + 1. Keys and columns up to multiples
+// of kGrain are zero.
+template <int kGrain>
 HWY_NOINLINE bool PackValuePairs(const KeyRows& source, int64_t keys, int64_t v_head_dim,
                                  float* HWY_RESTRICT out) {
   const DF d;
   const VF zero = hn::Zero(d);
+  const int64_t whole_keys = RoundUpTo(keys, kGrain), columns = RoundUpTo(v_head_dim, kGrain);
   VF check = zero;  // as in PackValues
-  for (int64_t key = 0; key < keys; key += 2) {
-    const bool both = key + 1 < keys;
-    const BF16* even = static_cast<const BF16*>(source.v[key]);
-    const BF16* odd = both ? static_cast<const BF16*>(source.v[key + 1]) : nullptr;
-    for (int64_t i = 0; i < v_head_dim; i += kLanes) {
+  for (int64_t key = 0; key < whole_keys; key += 2) {
+    const BF16* even = key < keys ? static_cast<const BF16*>(source.v[key]) : nullptr;
+    const BF16* odd = key + 1 < keys ? static_cast<const BF16*>(source.v[key + 1]) : nullptr;
+    const auto load = [&](const BF16* row, int64_t i) HWY_ATTR {
+      return row != nullptr && i < v_head_dim ? LoadF32Part(row, i / kLanes, v_head_dim) : zero;
+    };
+    for (int64_t i = 0; i < columns; i += kLanes) {
       const hn::RebindToUnsigned<DF> du;
-      const VF low = LoadF32Part(even, i / kLanes, v_head_dim);
-      const VF high = both ? LoadF32Part(odd, i / kLanes, v_head_dim) : zero;
+      const VF low = load(even, i), high = load(odd, i);
       const VF pair =
           hn::BitCast(d, hn::Or(hn::ShiftRight<16>(hn::BitCast(du, low)), hn::BitCast(du, high)));
       hn::StoreU(pair, d,
@@ -309,17 +317,17 @@ HWY_INLINE float RowMax(const float* HWY_RESTRICT scores, int64_t count, float m
   return hn::GetLane(hn::MaxOfLanes(d, max));
 }
 
-// scores = exp(scores - max); sum (kLanes partial sums) = sum * factor + the new weights. kPairs:
-// the weights of scores [first, last) are written as bf16 numbers first .. last - 1 from `scores`
-// on, the sum is of the unrounded ones.
+// scores = exp(scale * scores - max); sum (kLanes partial sums) = sum * factor + the new weights.
+// kPairs: the weights of scores [first, last) are written as bf16 numbers first .. last - 1 from
+// `scores` on, the sum is of the unrounded ones.
 template <bool kPairs>
-HWY_INLINE void RowExp(float* HWY_RESTRICT scores, int64_t first, int64_t last, float max,
-                       float factor, float* HWY_RESTRICT sum) {
+HWY_INLINE void RowExp(float* HWY_RESTRICT scores, int64_t first, int64_t last, float scale,
+                       float max, float factor, float* HWY_RESTRICT sum) {
   const DF d;
-  const VF vmax = hn::Set(d, max == kNegInf ? 0.0f : max);
+  const VF vmax = hn::Set(d, max == kNegInf ? 0.0f : max), vscale = hn::Set(d, scale);
   VF total = hn::Mul(hn::Load(d, sum), hn::Set(d, factor));
   for (int64_t i = first; i < last; i += kLanes) {
-    const VF p = ExpNonPositive(hn::Sub(hn::Load(d, scores + i), vmax));
+    const VF p = ExpNonPositive(hn::MulSub(hn::Load(d, scores + i), vscale, vmax));
 #if HWY_TARGET == HWY_AVX3
     if constexpr (kPairs) {  // never ahead of the scores still to be read
       const hn::Half<DF> dh;
