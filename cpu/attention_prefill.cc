@@ -20,6 +20,9 @@
 // does not stop a NaN or an infinity in V, so if the packed V holds one, the rows of such a tile
 // are multiplied one by one over exactly their own keys.
 //
+// Where q and all keys are bf16, the same skeleton multiplies by bf16 dot products
+// (attention_prefill_tile-inl.h) or by AMX tiles (attention_prefill_amx-inl.h): PrefillProducts.
+//
 // Range: every variant of core/ops/attention.h, any sizes; D, Dv, q rows and out rows contiguous
 // (stride 1); f32/f16/bf16 in any mixture of q, cache, new keys and out, and an i8 cache.
 #undef HWY_TARGET_INCLUDE
