@@ -31,9 +31,10 @@ inline constexpr int64_t kTileColumns = 32;  // of a block, two tiles of 16
 inline constexpr int64_t kTileDepth = 16;    // pairs of a step
 
 // c[32][32] = a * b, or += if kAdd. a: [32] rows of `steps` * 16 pairs, b: as many rows of a panel.
-template <bool kAdd>
+// Calls beside(), which does some vector work, in every step.
+template <bool kAdd, class Beside>
 HWY_INLINE void TileProduct(const float* a, int64_t lda, const float* b, int64_t steps, float* c,
-                            int64_t ldc) {
+                            int64_t ldc, const Beside& beside) {
   constexpr int64_t kFloat = sizeof(float), kPanelBytes = kPanel * kFloat;
   const int64_t a_bytes = lda * kFloat, c_bytes = ldc * kFloat;
   if constexpr (kAdd) {
@@ -56,6 +57,7 @@ HWY_INLINE void TileProduct(const float* a, int64_t lda, const float* b, int64_t
     TileDotBF16<1, 4, 7>();
     TileDotBF16<2, 5, 6>();
     TileDotBF16<3, 5, 7>();
+    beside();
     a += kTileDepth;
     b += kTileDepth * kPanel;
   }
@@ -66,21 +68,24 @@ HWY_INLINE void TileProduct(const float* a, int64_t lda, const float* b, int64_t
 }
 
 // S, not scaled, of 32 rows from `row` on, for keys [first, last) of the tile, whole blocks.
-HWY_NOINLINE void ScoreTiles(const PrefillTask& task, const Panels& panels, int64_t row,
-                             int64_t first, int64_t last) {
+template <class Beside>
+HWY_INLINE void ScoreTiles(const PrefillTask& task, const Panels& panels, int64_t row,
+                           int64_t first, int64_t last, const Beside& beside) {
   const PrefillPlan& plan = task.plan;
   for (int64_t key = first; key < last; key += kTileColumns) {
     TileProduct<false>(task.s.q + row * plan.q_stride, plan.q_stride,
                        panels.k + key / kPanel * kPanel * plan.k_depth + key % kPanel,
                        plan.k_depth / kTileDepth, task.s.scores + row * kPrefillKeyTile + key,
-                       kPrefillKeyTile);
+                       kPrefillKeyTile, beside);
   }
 }
 
 // O of 32 rows from `row` on, multiplied by their factors, plus keys [first, last) of the tile.
 // Without factor, O holds nothing yet.
-HWY_NOINLINE void AccumulateTiles(const PrefillTask& task, const Panels& panels, int64_t row,
-                                  int64_t first, int64_t last, const float* HWY_RESTRICT factor) {
+template <class Beside>
+HWY_INLINE void AccumulateTiles(const PrefillTask& task, const Panels& panels, int64_t row,
+                                int64_t first, int64_t last, const float* HWY_RESTRICT factor,
+                                const Beside& beside) {
   const DF d;
   const PrefillPlan& plan = task.plan;
   const int64_t v_head_dim = task.args.v_head_dim();
@@ -100,9 +105,9 @@ HWY_NOINLINE void AccumulateTiles(const PrefillTask& task, const Panels& panels,
     const float* v =
         panels.v + (column / kPanel * plan.v_depth + first / 2) * kPanel + column % kPanel;
     if (factor == nullptr) {
-      TileProduct<false>(weights, kPrefillKeyTile, v, steps, acc + column, plan.acc_stride);
+      TileProduct<false>(weights, kPrefillKeyTile, v, steps, acc + column, plan.acc_stride, beside);
     } else {
-      TileProduct<true>(weights, kPrefillKeyTile, v, steps, acc + column, plan.acc_stride);
+      TileProduct<true>(weights, kPrefillKeyTile, v, steps, acc + column, plan.acc_stride, beside);
     }
   }
 }

@@ -206,8 +206,6 @@ struct TileSteps {
   int64_t first(int64_t block) const { return begin(block) / kGrain * kGrain; }
   int64_t last(int64_t block) const { return RoundUpTo(end(block), kGrain); }
   int64_t end_row(int64_t block) const { return std::min((block + 1) * kRows, task.rows); }
-  // What scores are multiplied by on the way to weights.
-  float late_scale() const { return kTiles && !kModified ? task.args.Scale() : 1.0f; }
 
   // Modifiers and visibility; next_max.
   HWY_INLINE void Modify(int64_t block) const {
@@ -218,7 +216,7 @@ struct TileSteps {
       float* scores = s.scores + r * kPrefillKeyTile;
       if constexpr (kModified) {
         const int64_t query = task.Query(r), modified = std::min(last, RoundUpTo(keys, kLanes));
-        if constexpr (kTiles) ModifyRow(scores, first, modified, Scaled{task.args.Scale()});
+        if constexpr (kTiles) ModifyRow(scores, first, modified, Scaled{scale});
         task.modifiers.Modify(scores, first, modified, task.Head(r), task.sequence.q_begin + query,
                               task.sequence.rule.Position(query), tile.begin, keys);
       }
@@ -230,7 +228,7 @@ struct TileSteps {
         }
       }
       if constexpr (kTiles) {
-        const float max = RowMax(scores + first, last - first, kNegInf) * late_scale();
+        const float max = RowMax(scores + first, last - first, kNegInf) * late_scale;
         s.next_max[r] = std::max(s.max[r], max);
       } else {
         s.next_max[r] = RowMax(scores + first, last - first, s.max[r]);
@@ -238,14 +236,15 @@ struct TileSteps {
     }
   }
 
-  // Scores become weights.
-  HWY_INLINE void Weigh(int64_t block) const {
+  // Scores of a row become weights.
+  HWY_INLINE void WeighRow(int64_t block, int64_t r) const {
     const PrefillScratch& s = task.s;
-    for (int64_t r = block * kRows; r < end_row(block); ++r) {
-      RowExp<kHow != PrefillProducts::kFloat>(s.scores + r * kPrefillKeyTile, first(block),
-                                              last(block), late_scale(), s.max[r], s.factor[r],
-                                              s.sum + r * kLanes);
-    }
+    RowExp<kHow != PrefillProducts::kFloat>(s.scores + r * kPrefillKeyTile, first(block),
+                                            last(block), late_scale, s.max[r], s.factor[r],
+                                            s.sum + r * kLanes);
+  }
+  HWY_INLINE void Weigh(int64_t block) const {
+    for (int64_t r = block * kRows; r < end_row(block); ++r) WeighRow(block, r);
   }
 
   bool Exactly() const { return !kFull && !panels.v_finite; }
@@ -256,6 +255,9 @@ struct TileSteps {
   const PrefillTask& task;
   const Panels& panels;
   KeyRange tile;
+  float scale = task.args.Scale();
+  // What scores are multiplied by on the way to weights.
+  float late_scale = kTiles && !kModified ? scale : 1.0f;
 };
 
 // Panel by panel: one of K or V stays in the first-level cache while the rows pass.
@@ -271,7 +273,7 @@ HWY_NOINLINE void ProcessPanels(const PrefillTask& task, const Panels& panels, K
         PrefetchResults(task, block * kRows, steps.end_row(block));
       }
       ScoreRows<kHow>(task, panels, block * kRows, panel, steps.begin(block), steps.end(block),
-                      task.args.Scale());
+                      steps.scale);
     }
   }
   for (int64_t block = 0; block < blocks; ++block) steps.Modify(block);
@@ -294,27 +296,62 @@ HWY_NOINLINE void ProcessPanels(const PrefillTask& task, const Panels& panels, K
 }
 
 #if HWY_TARGET == HWY_AVX3 && TANDEM_HAVE_AMX
-// Block by block: its scores stay in the first-level cache, K and V in the second.
+// Block by block: its scores stay in the nearer caches, K and V in the second. Tile products run
+// beside the exponentials, a row of them per step: those of the scores of one block and of the
+// values of another take the unit for tiles while the exponentials of the block between them take
+// the units for vectors.
 template <bool kFull, bool kModified>
 HWY_NOINLINE void ProcessTiles(const PrefillTask& task, const Panels& panels, KeyRange tile) {
   constexpr PrefillProducts kHow = PrefillProducts::kTiles;
   const TileSteps<kFull, kModified, kHow> steps = {task, panels, tile};
   constexpr int64_t kRows = steps.kRows;
-  for (int64_t block = 0; block * kRows < task.rows; ++block) {
-    const int64_t row = block * kRows, first = steps.first(block), last = steps.last(block);
-    if (steps.begin(block) >= steps.end(block)) continue;
-    if (!task.s.started[block]) PrefetchResults(task, row, steps.end_row(block));
-    ScoreTiles(task, panels, row, first, last);
-    steps.Modify(block);
-    UpdateMax(task.s, row, row + kRows);
-    steps.Weigh(block);
+  const int64_t blocks = RoundUpTo(task.rows, kRows) / kRows;
+  // The next block that sees any key.
+  const auto behind = [&](int64_t block) {
+    do {
+      ++block;
+    } while (block < blocks && steps.begin(block) >= steps.end(block));
+    return block;
+  };
+  // Rows of `weighed` whose exponentials are still to be computed.
+  int64_t weighed = 0, row = 0, end_row = 0;
+  const auto weigh = [&]() HWY_ATTR {
+    if (row < end_row) steps.WeighRow(weighed, row++);
+  };
+  const auto score = [&](int64_t block) HWY_ATTR {
+    if (!task.s.started[block]) PrefetchResults(task, block * kRows, steps.end_row(block));
+    ScoreTiles(task, panels, block * kRows, steps.first(block), steps.last(block), weigh);
+  };
+  const auto accumulate = [&](int64_t block) HWY_ATTR {
     if (steps.Exactly()) {
       AccumulateExactly<kHow>(task, panels, block);
     } else {
-      AccumulateTiles(task, panels, row, first, last, steps.factor(block));
+      AccumulateTiles(task, panels, block * kRows, steps.first(block), steps.last(block),
+                      steps.factor(block), weigh);
     }
     task.s.started[block] = true;
+  };
+  const auto modify = [&](int64_t block) HWY_ATTR {
+    steps.Modify(block);
+    UpdateMax(task.s, block * kRows, (block + 1) * kRows);
+  };
+  int64_t before = -1, block = behind(-1);
+  if (block == blocks) return;
+  score(block);
+  modify(block);
+  while (block < blocks) {
+    weighed = block;
+    row = block * kRows;
+    end_row = steps.end_row(block);
+    const int64_t next = behind(block);
+    if (next < blocks) score(next);
+    if (before >= 0) accumulate(before);
+    while (row < end_row) weigh();
+    if (next < blocks) modify(next);
+    before = block;
+    block = next;
   }
+  accumulate(before);
 }
 #endif
 
