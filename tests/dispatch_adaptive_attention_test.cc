@@ -11,6 +11,7 @@
 #include "dispatch/copy.h"
 #include "dispatch/facts.h"
 #include "dispatch/ops.h"
+#include "tests/append_keys.h"
 #include "tests/cases/random.h"
 #include "tests/emulated_context.h"
 
@@ -128,14 +129,7 @@ TEST_F(AdaptiveAttentionTest, BesideTheCacheOrAppendedFirst) {
         };
         const PlacedCalls placed(*context_);
         const Tensor host_k = host(k), host_v = host(v), host_q = host(q);
-        KvAppendArgs append;
-        append.k = host_k;
-        append.v = host_v;
-        append.k_cache = whole.k();
-        append.v_cache = whole.v();
-        append.position = whole.length();
-        ASSERT_TRUE(KvAppendInto(*context_, append).ok());
-        ASSERT_TRUE(whole.Advance(tokens).ok());
+        ASSERT_TRUE(AppendKeys(*context_, whole, host_k, host_v).ok());
         const Tensor expected = Random(DeviceKind::kCpu, q.shape());
         AttentionArgs reference = ArgsOf(host_q, expected);
         reference.k = whole.Keys();

@@ -5,16 +5,17 @@
 #include <gtest/gtest.h>
 
 #include "core/status.h"
-#include "cuda/backend.h"
 #include "dispatch/run.h"
 #include "tests/cases/all_cases.h"
 #include "tests/emulated_context.h"
+#include "tests/emulated_device.h"
 #include "tests/sanitizers.h"
 
 namespace tandem::cases {
 namespace {
 
 using ::testing::HasSubstr;
+using Options = cuda::EmulatedRuntimeOptions;
 
 // Every operand in turn in host memory, where all others are in device memory.
 TEST(CudaOperandDevices, OneOnAnotherDeviceIsRefusedByName) {
@@ -53,28 +54,13 @@ TEST(CudaOperandDevices, OneOnAnotherDeviceIsRefusedByName) {
   EXPECT_GT(refused, 100);
 }
 
-struct OwnDevice {
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<Stream> stream;
-  Target target() const {
-    return {.backend = backend.get(), .stream = stream.get(), .pack = nullptr};
-  }
-};
-OwnDevice Make(const cuda::EmulatedRuntimeOptions& options) {
-  OwnDevice device;
-  device.backend =
-      *cuda::MakeCudaBackend(cuda::MakeEmulatedRuntime(options), {.device = kEmulatedDevice});
-  device.stream = *device.backend->CreateStream();
-  return device;
-}
-
 // A kernel takes a call or says why not; it never learns from the launch that it cannot.
 TEST(CudaSharedMemory, TooLittleIsUnsupportedNotAnError) {
   // A made-up device, smaller than any; what 8.6 and 8.9 have.
   for (const int64_t bytes : {int64_t{4608}, int64_t{99} << 10}) {
-    const OwnDevice device = Make({.compute_capability_major = 8,
-                                   .compute_capability_minor = 6,
-                                   .shared_memory_per_block_bytes = bytes});
+    const EmulatedDevice device(Options{.compute_capability_major = 8,
+                                        .compute_capability_minor = 6,
+                                        .shared_memory_per_block_bytes = bytes});
     int64_t ran = 0;
     ForEachCaseType([&]<typename Case>() {
       const std::vector<Case> cases = Case::Grid(GridSize::kShort);
@@ -93,7 +79,7 @@ TEST(CudaSharedMemory, TooLittleIsUnsupportedNotAnError) {
 }
 
 TEST(CudaSharedMemory, AnOpThatNeedsMoreSaysHowMuch) {
-  const OwnDevice device = Make({.shared_memory_per_block_bytes = 1 << 10});
+  const EmulatedDevice device(Options{.shared_memory_per_block_bytes = 1 << 10});
   const auto c = ParseCase<AttentionCase>("attention q_heads=2 kv_heads=1 kv_len=9 head_dim=256");
   ASSERT_TRUE(c.ok()) << c.status();
   for (const auto& kernel : KernelsOf<AttentionArgs>(DeviceKind::kCuda)) {
@@ -107,7 +93,7 @@ TEST(CudaSharedMemory, AnOpThatNeedsMoreSaysHowMuch) {
 
 // Every case runs, and right, on at least one kernel of the device.
 void ExpectEachRuns(const std::vector<std::string>& texts) {
-  const OwnDevice device = Make({});
+  const EmulatedDevice device;
   int64_t ran = 0;
   ForEachCaseType([&]<typename Case>() {
     for (const std::string& text : texts) {
@@ -175,7 +161,7 @@ class Huge : public testing::Test {
     const absl::Status valid = Validate(args);
     ASSERT_TRUE(valid.ok()) << Name(Args::kOp) << ": " << valid;
     for (const auto& kernel : KernelsOf<Args>(DeviceKind::kCuda)) {
-      KernelContext context{.stream = device_.stream.get()};
+      KernelContext context{.stream = &device_.stream()};
       if (const absl::Status supported = kernel.supports(context, args); !supported.ok()) {
         EXPECT_TRUE(absl::IsUnimplemented(supported)) << supported;
         EXPECT_NE(kernel.name, "generic") << Name(Args::kOp) << ": " << supported;
@@ -188,10 +174,10 @@ class Huge : public testing::Test {
       const absl::Status status = kernel.run(context, args);
       EXPECT_TRUE(status.ok()) << Name(Args::kOp) << " " << kernel.name << ": " << status;
     }
-    EXPECT_TRUE(device_.stream->Synchronize().ok());
+    EXPECT_TRUE(device_.stream().Synchronize().ok());
   }
 
-  const OwnDevice device_ = Make({.run_kernels = false});
+  const EmulatedDevice device_{Options{.run_kernels = false}};
   int64_t next_ = int64_t{1} << 40;
 };
 

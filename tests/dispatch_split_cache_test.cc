@@ -10,6 +10,7 @@
 #include "dispatch/copy.h"
 #include "dispatch/ops.h"
 #include "dispatch/split_cache.h"
+#include "tests/append_keys.h"
 #include "tests/cases/random.h"
 #include "tests/emulated_context.h"
 
@@ -71,16 +72,7 @@ class SplitCacheTest : public testing::Test {
   void Append(SplitKvCache& split, KvCache& whole, DeviceKind home, int64_t tokens) {
     const Tensor k = Random(*host_, rng_, {kBatch, kHeads, tokens, kDim});
     const Tensor v = Random(*host_, rng_, {kBatch, kHeads, tokens, kValueDim});
-    KvAppendArgs args;
-    args.k = k;
-    args.v = v;
-    args.k_cache = whole.k();
-    args.v_cache = whole.v();
-    args.k_scale = whole.k_scale();
-    args.v_scale = whole.v_scale();
-    args.position = whole.length();
-    ASSERT_TRUE(KvAppendInto(*host_, args).ok());
-    ASSERT_TRUE(whole.Advance(tokens).ok());
+    ASSERT_TRUE(AppendKeys(*host_, whole, k, v).ok());
     const Tensor own_k = CopyTo(*context_, home, k).value();
     const Tensor own_v = CopyTo(*context_, home, v).value();
     const absl::Status status = split.Append({.k = own_k, .v = own_v});
@@ -247,16 +239,7 @@ TEST_F(SplitCacheTest, FailuresLoseNothing) {
         EXPECT_EQ(split->gpu_rows(), 64);
         EXPECT_EQ(context_->health().counters().failed, before.failed + (move ? 0 : 1));
       } else if (!move) {
-        KvAppendArgs append;
-        append.k = k;
-        append.v = v;
-        append.k_cache = whole.k();
-        append.v_cache = whole.v();
-        append.k_scale = whole.k_scale();
-        append.v_scale = whole.v_scale();
-        append.position = whole.length();
-        ASSERT_TRUE(KvAppendInto(*host_, append).ok());
-        ASSERT_TRUE(whole.Advance(30).ok());
+        ASSERT_TRUE(AppendKeys(*host_, whole, k, v).ok());
         EXPECT_EQ(split->length(), filled + 30);
         EXPECT_EQ(split->gpu_rows(), fell_back > 0 ? 0 : 64);
       }

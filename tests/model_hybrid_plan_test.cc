@@ -11,14 +11,6 @@ namespace {
 using ::testing::HasSubstr;
 constexpr DeviceKind kGpu = DeviceKind::kCuda;
 
-int64_t OnGpu(const DecoderPlacement& placement) {
-  int64_t count = 0;
-  for (const LayerDevices& layer : placement.layers) {
-    count += (layer.attention == kGpu ? 1 : 0) + (layer.feed_forward == kGpu ? 1 : 0);
-  }
-  return count;
-}
-
 TEST(HybridPlan, WithoutMeasuredTimesTheLastLayersThatFitGoToTheGpu) {
   const ShapedModel decoder(ModelShapes()[3], DType::kQ8_0);
   DecoderPlanInputs inputs = {.config = decoder.config, .weights = decoder.weights};
@@ -30,7 +22,7 @@ TEST(HybridPlan, WithoutMeasuredTimesTheLastLayersThatFitGoToTheGpu) {
     const auto plan = PlanDecoder(inputs, nullptr, memory);
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_LE(plan->gpu_bytes, memory.gpu_bytes);
-    const int64_t count = OnGpu(plan->placement);
+    const int64_t count = HalvesOnGpu(plan->placement);
     EXPECT_GE(count, before);
     before = count;
     // One layer more would not have fitted.

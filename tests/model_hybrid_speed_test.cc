@@ -32,14 +32,6 @@ DecoderMachine TruthOf(const simulated::Machine& machine) {
   return truth;
 }
 
-int64_t OnGpu(const DecoderPlacement& placement) {
-  int64_t count = 0;
-  for (const LayerDevices& layer : placement.layers) {
-    count += (layer.attention == kGpu ? 1 : 0) + (layer.feed_forward == kGpu ? 1 : 0);
-  }
-  return count;
-}
-
 TEST(HybridPlan, IsNeverSlowerThanTheBetterDeviceAlone) {
   const bool print = std::getenv("TANDEM_PRINT_TABLES") != nullptr;
   const std::vector<double> shares =
@@ -84,7 +76,7 @@ TEST(HybridPlan, IsNeverSlowerThanTheBetterDeviceAlone) {
             worst_regret = std::max(worst_regret, seconds / best->seconds - 1.0);
             gain += std::log(alone / seconds);
             ++plans;
-            const int64_t there = OnGpu(plan->placement);
+            const int64_t there = HalvesOnGpu(plan->placement);
             mixed += there > 0 && there < 2 * shape.layers ? 1 : 0;
             absl::StrAppend(&row, absl::StrFormat(" %.2f |", alone / seconds));
           }

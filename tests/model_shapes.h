@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/decoder_placement.h"
 #include "model/weights.h"
 
 namespace tandem {
@@ -54,5 +55,15 @@ struct ShapedModel {
     weights.layers.assign(static_cast<size_t>(shape.layers), layer);
   }
 };
+
+// How many of the layers' halves (attention, feed-forward) are on the GPU.
+inline int64_t HalvesOnGpu(const DecoderPlacement& placement) {
+  int64_t count = 0;
+  for (const LayerDevices& layer : placement.layers) {
+    count += (layer.attention == DeviceKind::kCuda ? 1 : 0) +
+             (layer.feed_forward == DeviceKind::kCuda ? 1 : 0);
+  }
+  return count;
+}
 
 }  // namespace tandem

@@ -13,6 +13,7 @@
 #include "model/generate.h"
 #include "model/recovery.h"
 #include "tests/emulated_context.h"
+#include "tests/generation_steps.h"
 #include "tests/random_model.h"
 
 namespace tandem {
@@ -71,15 +72,7 @@ std::vector<int32_t> Walk(Session& session) {
   auto steps = ResilientSteps::Create(session, {}, /*use_graph=*/true);
   EXPECT_TRUE(steps.ok()) << steps.status();
   const auto go_on = [&](std::span<const int32_t> prompt, int count) {
-    const auto logits = steps->Prompt([&] { return session.Forward(prompt); });
-    EXPECT_TRUE(logits.ok()) << logits.status();
-    if (!logits.ok()) return;
-    auto token = steps->Choose(*logits, 0);
-    for (int i = 0; i < count && token.ok(); ++i) {
-      tokens.push_back(*token);
-      token = steps->Next(*token, static_cast<uint64_t>(i) + 1);
-    }
-    EXPECT_TRUE(token.ok()) << token.status();
+    GoOn(*steps, steps->Prompt([&] { return session.Forward(prompt); }), count, tokens);
   };
   std::vector<int32_t> prompt(60);
   for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>((i * 7 + 3) % 64);

@@ -386,24 +386,11 @@ __global__ void __launch_bounds__(kPrefillThreads, kDim <= 128 ? 2 : 1)
   SharedCarver carver;
   const PrefillFloatShared shared = CarvePrefillFloat(carver, PrefillFloatShape{kDim});
   {
-    PrefillTask task;
-    const Divisor::Result by_head = p.kv_heads.Divide(blockIdx.x);
-    if (p.a.packed) {
-      const int64_t tile = p.tiles - by_head.quotient;
-      if (tile == p.tiles) {
-        ClearUncovered(p, by_head.remainder);
-        return;
-      }
-      task = PackedTask(p, tile, kPrefillFloatRows);
-    } else {
-      const Divisor::Result by_sequence = p.sequences.Divide(by_head.quotient);
-      task.sequence = SequenceOf(p.a, by_sequence.remainder);
-      task.tile = p.tiles - 1 - by_sequence.quotient;
-    }
+    const PrefillTask task = TaskOfBlock(p, kPrefillFloatRows);
     if (task.tile < 0) return;
     const PrefillShared plan = {nullptr, shared.block, shared.ranges, shared.rows,
                                 nullptr, nullptr,      nullptr};
-    PlanRows(p, task, by_head.remainder, kPrefillFloatRows, plan);
+    PlanRows(p, task, kPrefillFloatRows, plan);
   }
   SyncThreads();
   const PrefillRange all = RangeOf(shared.rows, 0, kPrefillFloatRows);

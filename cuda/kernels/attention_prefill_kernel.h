@@ -85,6 +85,27 @@ __device__ inline void ClearUncovered(const AttentionPrefillParams& p, int64_t k
   }
 }
 
+// What this block works on; the last tiles first: with a causal mask they see the most keys.
+// `rows`: of a tile. Collective.
+__device__ inline PrefillTask TaskOfBlock(const AttentionPrefillParams& p, int rows) {
+  PrefillTask task = {{}, 0, -1};
+  const Divisor::Result by_head = p.kv_heads.Divide(blockIdx.x);
+  if (p.a.packed) {
+    const int64_t tile = p.tiles - by_head.quotient;
+    if (tile == p.tiles) {
+      ClearUncovered(p, by_head.remainder);
+      return task;
+    }
+    task = PackedTask(p, tile, rows);
+  } else {
+    const Divisor::Result by_sequence = p.sequences.Divide(by_head.quotient);
+    task.sequence = SequenceOf(p.a, by_sequence.remainder);
+    task.tile = p.tiles - 1 - by_sequence.quotient;
+  }
+  task.kv_head = by_head.remainder;
+  return task;
+}
+
 // Of rows first .. first + count - 1 of the block. Collective for each warp.
 __device__ inline PrefillRange RangeOf(const PrefillRow* rows, int first, int count) {
   PrefillRange range = {INT32_MAX, 0, 0, INT32_MAX};
@@ -228,8 +249,8 @@ __device__ inline Visible<Warp::kTiles> ApplyVariants(Warp& warp, const Attentio
 }
 
 // What the rows of a block see, and what it works on but for the range of keys.
-__device__ inline void PlanRows(const AttentionPrefillParams& p, const PrefillTask& task,
-                                int64_t kv_head, int rows, const PrefillShared& shared) {
+__device__ inline void PlanRows(const AttentionPrefillParams& p, const PrefillTask& task, int rows,
+                                const PrefillShared& shared) {
   const Sequence& sequence = task.sequence;
   const int64_t queries = p.a.packed ? sequence.rule.q_len : p.a.q.dims[2];
   const auto group = static_cast<uint32_t>(p.group);
@@ -239,7 +260,7 @@ __device__ inline void PlanRows(const AttentionPrefillParams& p, const PrefillTa
     PrefillRow info = {0, 0, -1, 0};
     if (query < queries) {
       info.query = static_cast<int32_t>(query);
-      info.head = static_cast<int32_t>(kv_head * p.group + (row - query * group));
+      info.head = static_cast<int32_t>(task.kv_head * p.group + (row - query * group));
       if (query < sequence.rule.q_len) {
         const KeyRange range = sequence.rule.Range(query);
         info.begin = static_cast<int32_t>(range.begin);
@@ -253,7 +274,7 @@ __device__ inline void PlanRows(const AttentionPrefillParams& p, const PrefillTa
                      sequence.q_batch,
                      sequence.q_begin,
                      sequence.rule.q_len,
-                     kv_head,
+                     task.kv_head,
                      sequence.rule.Position(0),
                      static_cast<int32_t>(sequence.rule.kv_len - p.a.new_len),
                      0,
@@ -274,24 +295,10 @@ __global__ void __launch_bounds__(kPrefillThreads)
   const PrefillShared shared = CarvePrefill(carver, kShape);
   const int thread = static_cast<int>(threadIdx.x);
 
-  // The last tiles first: with a causal mask they see the most keys.
   {
-    PrefillTask task;
-    const Divisor::Result by_head = p.kv_heads.Divide(blockIdx.x);
-    if (p.a.packed) {
-      const int64_t tile = p.tiles - by_head.quotient;
-      if (tile == p.tiles) {
-        ClearUncovered(p, by_head.remainder);
-        return;
-      }
-      task = PackedTask(p, tile, kRows);
-    } else {
-      const Divisor::Result by_sequence = p.sequences.Divide(by_head.quotient);
-      task.sequence = SequenceOf(p.a, by_sequence.remainder);
-      task.tile = p.tiles - 1 - by_sequence.quotient;
-    }
+    const PrefillTask task = TaskOfBlock(p, kRows);
     if (task.tile < 0) return;
-    PlanRows(p, task, by_head.remainder, kRows, shared);
+    PlanRows(p, task, kRows, shared);
   }
   SyncThreads();
 
