@@ -70,7 +70,6 @@ Block::Block(Launch& launch, BlockPool& pool, int64_t index)
     thread.linear = static_cast<int>(t);
     thread.block = this;
   }
-  ready_.reserve(lanes_.size());
   for (int t = 0; t < num_threads(); ++t) ready_.push_back(t);
   warps_.resize(static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
   pool.shared.Begin(launch.config.shared_bytes);
@@ -289,7 +288,8 @@ void Block::WarpCollective(const char* operation, uint32_t mask, void* data, Col
   if (open == warp.open.end()) {
     warp.open.push_back({operation, mask, 0, site, {}});
     open = warp.open.end() - 1;
-  } else if (std::strcmp(open->operation, operation) != 0 || !(open->site == site)) {
+  } else if ((open->operation != operation && std::strcmp(open->operation, operation) != 0) ||
+             !(open->site == site)) {
     Report(absl::StrCat("divergent warp: thread ", running_, " is at ", operation, " ",
                         ToString(site), ", others of warp ", index, " are at ", open->operation,
                         " ", ToString(open->site), ", all with mask ", absl::Hex(mask)));

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -135,7 +136,7 @@ class Block {
   BlockPool& pool_;
   Index3 index_;
   std::vector<Lane> lanes_;
-  std::vector<int> ready_;
+  std::deque<int> ready_;  // of which any may be next, most often the first
   std::vector<Fiber*> free_fibers_;
   std::array<Barrier, 16> barriers_;
   std::vector<Warp> warps_;
