@@ -4,8 +4,9 @@
 //   Gemm   M = 16 .. 512 over a decoder layer's weights, from DRAM (matrices in rotation, together
 //          beyond the last cache). GFLOP_s; of_onednn: over raw oneDNN's rate at its best: f32,
 //          weights in its own packed format (made beforehand), one call for the whole product, its
-//          own OpenMP threads. of_fma: over the measured FMA rate. Activations are f32; those of
-//          bf16_by_bf16 are bf16.
+//          own OpenMP threads. of_onednn_bf16 (weights in bf16 or quantised, on processors with
+//          bf16 products): the same, both operands in bf16. of_fma: over the measured FMA rate.
+//          Activations are f32; those of bf16_by_bf16 are bf16.
 //   Gemv   M = 1 .. 8. GB_s over the bytes of the weights, which come from DRAM; of_read: over the
 //          measured read bandwidth.
 //
@@ -21,6 +22,7 @@
 #include <chrono>
 #include <ctime>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <string_view>
@@ -118,20 +120,24 @@ class Problem {
   std::vector<MatMulArgs> calls_;
 };
 
-// oneDNN called directly, as a careful user would: one f32 primitive, weights packed beforehand.
+// oneDNN called directly, as a careful user would: one primitive of f32 or bf16 operands, weights
+// packed beforehand.
 class RawOneDnn {
  public:
-  RawOneDnn(int64_t m, WeightShape shape, int threads) : threads_(threads) {
+  using Type = dnnl::memory::data_type;
+
+  RawOneDnn(int64_t m, WeightShape shape, Type type, int threads) : threads_(threads) {
     omp_set_num_threads(threads);
     using dnnl::memory;
-    const memory::desc a({m, shape.k}, memory::data_type::f32, memory::format_tag::ab);
-    const memory::desc b({shape.k, shape.n}, memory::data_type::f32, memory::format_tag::any);
+    const memory::desc a({m, shape.k}, type, memory::format_tag::ab);
+    const memory::desc b({shape.k, shape.n}, type, memory::format_tag::any);
     const memory::desc c({m, shape.n}, memory::data_type::f32, memory::format_tag::ab);
     const dnnl::matmul::primitive_desc desc(engine_, a, b, c);
     product_ = dnnl::matmul(desc);
     const auto filled = [&](const memory::desc& d) {
       memory result(d, engine_);
-      std::fill_n(static_cast<float*>(result.get_data_handle()), d.get_size() / 4, 0.5f);
+      std::fill_n(static_cast<uint16_t*>(result.get_data_handle()), d.get_size() / 2,
+                  uint16_t{0x3F00});  // 0.5, as f32 and as bf16
       return result;
     };
     const auto bytes = static_cast<int64_t>(desc.weights_desc().get_size());
@@ -207,8 +213,12 @@ void Gemm(benchmark::State& state, DType a_dtype, DType dtype, bool packed, int6
   Runner runner(threads, forced);
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
-  RawOneDnn raw(m, shape, threads);
-  std::vector<double> our_times, their_times;
+  RawOneDnn raw(m, shape, RawOneDnn::Type::f32, threads);
+  std::optional<RawOneDnn> raw_bf16;
+  if ((dtype == DType::kBF16 || IsBlockQuantized(dtype)) && DetectCpu().avx512_bf16) {
+    raw_bf16.emplace(m, shape, RawOneDnn::Type::bf16, threads);
+  }
+  std::vector<double> our_times, their_times, their_bf16_times;
   size_t i = 0;
   for (auto _ : state) {
     const MatMulArgs& args = problem.calls()[i++ % problem.calls().size()];
@@ -216,11 +226,13 @@ void Gemm(benchmark::State& state, DType a_dtype, DType dtype, bool packed, int6
     state.SetIterationTime(seconds);
     our_times.push_back(seconds);
     their_times.push_back(raw.Time());
+    if (raw_bf16) their_bf16_times.push_back(raw_bf16->Time());
   }
   const double ours = Median(our_times), theirs = Median(their_times);
   state.SetLabel(std::string(kernel->name));
   state.counters["GFLOP_s"] = problem.flops() / ours / 1e9;
   state.counters["of_onednn"] = theirs / ours;
+  if (raw_bf16) state.counters["of_onednn_bf16"] = Median(their_bf16_times) / ours;
   state.counters["of_fma"] =
       problem.flops() / ours / 1e9 / MeasureFmaRate(threads, DetectCpu().isa);
 }
@@ -284,6 +296,7 @@ void RegisterAll(std::string_view forced) {
         };
         if (dtype == DType::kF32) gemm(name + "_packed", DType::kF32, true);
         if (dtype == DType::kBF16) gemm(name + "_by_bf16", DType::kBF16, false);
+        if (IsBlockQuantized(dtype)) gemm(name + "_packed", DType::kF32, true);
         gemm(name, DType::kF32, false);
       }
     }

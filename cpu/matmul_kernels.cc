@@ -9,7 +9,8 @@ namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 20> kernels = {
+  static const std::array<Kernel<MatMulArgs>, 22> kernels = {
+      AmxPackedMatMul(),
       Int8MatMul(DotIsa::kAvx512Vnni),
       Int8MatMul(DotIsa::kAvxVnni),
       Int8MatMul(DotIsa::kAvx2),
@@ -22,6 +23,7 @@ KernelList<MatMulArgs> Kernels<MatMulArgs>() {
       GemvMatMul(Isa::kScalar),
       OneDnnPackedMatMul(),
       OneDnnBF16MatMul(),
+      AmxBF16MatMul(),
       RowsMatMul(Isa::kAvx512),
       RowsMatMul(Isa::kAvx2),
       OneDnnExpandMatMul(),

@@ -10,6 +10,8 @@ namespace tandem::cpu {
 
 enum class DotIsa : uint8_t;
 
+Kernel<MatMulArgs> AmxPackedMatMul();
+Kernel<MatMulArgs> AmxBF16MatMul();
 Kernel<MatMulArgs> Int8MatMul(DotIsa isa);
 Kernel<MatMulArgs> GemvMatMul(Isa isa);
 Kernel<MatMulArgs> GemvInt8MatMul(DotIsa isa);

@@ -15,7 +15,6 @@ struct Machine : ZmmMachine {
   static constexpr int kGroups = 2;  // at once
   static constexpr int kRows = StripRows(DotIsa::kAvx512Vnni);
 
-  TANDEM_MACHINE_INLINE Bytes Or(Bytes x, Bytes y) { return _mm512_or_si512(x, y); }
   TANDEM_MACHINE_INLINE Quad LoadQuad(const uint8_t* p) {
     int32_t bits;
     __builtin_memcpy(&bits, p, sizeof(bits));
@@ -31,17 +30,6 @@ struct Machine : ZmmMachine {
   }
   TANDEM_MACHINE_INLINE Floats LoadFloats(const float* p) { return _mm512_loadu_ps(p); }
   TANDEM_MACHINE_INLINE void StoreFloats(Floats x, float* p) { _mm512_storeu_ps(p, x); }
-  TANDEM_MACHINE_INLINE Floats LoadHalfFloats(const uint8_t* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  TANDEM_MACHINE_INLINE Floats LoadUnsignedBytes(const uint8_t* p) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
-  TANDEM_MACHINE_INLINE Floats LoadSignedBytes(const uint8_t* p) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
   TANDEM_MACHINE_INLINE Floats Broadcast(const uint8_t* p) {
     return _mm512_castsi512_ps(LoadQuad(p));
   }

@@ -302,7 +302,9 @@ std::vector<Case> Case::Grid(GridSize size) {
   if (size == GridSize::kShort) {
     std::erase_if(cases, [](const Case& c) { return c.k > 10'000; });
     Append(cases, UsualCases({{1, 96, 160}, {7, 33, 64}, {40, 64, 96}}, 3500));
-    Append(cases, PackedCases({{1, 33, 512}, {5, 64, 96}, {8, 31, 256}, {20, 70, 320}}, 3700));
+    Append(cases,
+           PackedCases({{1, 33, 512}, {5, 64, 96}, {8, 31, 256}, {20, 70, 320}, {49, 150, 1056}},
+                       3700));
     return cases;
   }
   Append(cases, UsualCases({{1, 128, 256},
@@ -327,6 +329,7 @@ std::vector<Case> Case::Grid(GridSize size) {
                              {13, 65, 512},
                              {100, 40, 288},
                              {530, 33, 256},
+                             {49, 150, 1056},
                              {8, 40, 0}},
                             3800));
   return cases;
