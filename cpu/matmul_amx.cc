@@ -177,22 +177,39 @@ void MakePanel(const MatMulArgs& args, const PanelOps& ops, int64_t n0, int64_t 
 
 constexpr int64_t kPairRow = kPanel * 4;  // bytes of a panel's row of pairs
 
+// Where the sums of tiles 0 .. 3 lie among those of a panel.
+struct Sums {
+  float* at[4];
+
+  void Start(bool accumulate) const {
+    if (accumulate) {
+      TileLoad<0>(at[0], kStride);
+      TileLoad<1>(at[1], kStride);
+      TileLoad<2>(at[2], kStride);
+      TileLoad<3>(at[3], kStride);
+    } else {
+      TileZero<0>();
+      TileZero<1>();
+      TileZero<2>();
+      TileZero<3>();
+    }
+  }
+  void Store() const {
+    TileStore<0>(at[0], kStride);
+    TileStore<1>(at[1], kStride);
+    TileStore<2>(at[2], kStride);
+    TileStore<3>(at[3], kStride);
+  }
+
+  static constexpr int64_t kStride = kPanel * sizeof(float);
+};
+
 // 32 rows x 32 columns: tiles 0 .. 3 are sums, 4 and 5 b, 6 and 7 a.
 void MultiplySquare(const char* upper, const char* lower, const char* panel, int64_t steps,
                     bool accumulate, float* sums, Request& request, int64_t lines) {
-  constexpr int64_t kStride = kPanel * sizeof(float);
   float* const below = sums + kTileRows * kPanel;
-  if (accumulate) {
-    TileLoad<0>(sums, kStride);
-    TileLoad<1>(sums + 16, kStride);
-    TileLoad<2>(below, kStride);
-    TileLoad<3>(below + 16, kStride);
-  } else {
-    TileZero<0>();
-    TileZero<1>();
-    TileZero<2>();
-    TileZero<3>();
-  }
+  const Sums four = {{sums, sums + 16, below, below + 16}};
+  four.Start(accumulate);
   for (int64_t s = 0; s < steps; ++s) {
     const char* b = panel + s * kTileRows * kPairRow;
     TileLoad<4>(b, kPairRow);
@@ -205,27 +222,14 @@ void MultiplySquare(const char* upper, const char* lower, const char* panel, int
     TileDotBF16<2, 7, 4>();
     TileDotBF16<3, 7, 5>();
   }
-  TileStore<0>(sums, kStride);
-  TileStore<1>(sums + 16, kStride);
-  TileStore<2>(below, kStride);
-  TileStore<3>(below + 16, kStride);
+  four.Store();
 }
 
 // 16 rows x 64 columns: tiles 0 .. 3 are sums, 4 is a, 5 and 6 b in turns.
 void MultiplyStrip16(const char* rows, const char* panel, int64_t steps, bool accumulate,
                      float* sums) {
-  constexpr int64_t kStride = kPanel * sizeof(float);
-  if (accumulate) {
-    TileLoad<0>(sums, kStride);
-    TileLoad<1>(sums + 16, kStride);
-    TileLoad<2>(sums + 32, kStride);
-    TileLoad<3>(sums + 48, kStride);
-  } else {
-    TileZero<0>();
-    TileZero<1>();
-    TileZero<2>();
-    TileZero<3>();
-  }
+  const Sums four = {{sums, sums + 16, sums + 32, sums + 48}};
+  four.Start(accumulate);
   for (int64_t s = 0; s < steps; ++s) {
     const char* b = panel + s * kTileRows * kPairRow;
     TileLoad<4>(rows + s * kTileBytes, kTileRowBytes);
@@ -238,10 +242,7 @@ void MultiplyStrip16(const char* rows, const char* panel, int64_t steps, bool ac
     TileLoad<6>(b + 192, kPairRow);
     TileDotBF16<3, 4, 6>();
   }
-  TileStore<0>(sums, kStride);
-  TileStore<1>(sums + 16, kStride);
-  TileStore<2>(sums + 32, kStride);
-  TileStore<3>(sums + 48, kStride);
+  four.Store();
 }
 
 // sums [row_tiles * 16][kPanel] = or += rows x panel, over `steps` steps of a chunk of K.
