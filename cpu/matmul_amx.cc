@@ -379,8 +379,9 @@ absl::Status SupportsBF16(const KernelContext& context, const MatMulArgs& args) 
   return SupportsShape(context, args);
 }
 
+// Few rows (every token generated) must find the next kernel without words.
 bool AppliesPacked(const MatMulArgs& args) {
-  return Packed(args) != nullptr && !args.float_activations;
+  return args.m() >= kMinRows && Packed(args) != nullptr && !args.float_activations;
 }
 bool AppliesBF16(const MatMulArgs& args) {
   return args.b.dtype == DType::kBF16 && (args.a.dtype == DType::kBF16 || !args.float_activations);
