@@ -13,8 +13,9 @@ namespace tandem {
 namespace {
 
 constexpr DeviceKind kCpu = DeviceKind::kCpu, kCuda = DeviceKind::kCuda;
-// Predictions are made anew when the cache has grown by a 32nd, or by this many rows.
-constexpr int64_t kPredictionRows = 32;
+// Predictions are made anew when the cache has grown by a 32nd, or by this many rows, and after so
+// many calls: they are corrected by what calls take.
+constexpr int64_t kPredictionRows = 32, kPredictionCalls = 32;
 
 }  // namespace
 
@@ -57,7 +58,8 @@ int64_t AdaptiveAttention::DecideByCosts(const AttentionArgs& args,
   Prediction& p = prediction_;
   if (p.length < 0 || length < p.length ||
       length >= p.length + std::max(kPredictionRows, p.length / 32) || p.q_len != args.q.dim(2) ||
-      p.home != args.q.device.kind || p.gpu_rows != cache_.gpu_rows()) {
+      p.home != args.q.device.kind || p.gpu_rows != cache_.gpu_rows() ||
+      ++p.calls >= kPredictionCalls) {
     CacheCall call;
     call.cache = cache_.shape();
     call.length = length;

@@ -123,6 +123,7 @@ class AdaptiveAttention {
     int64_t target = 0;
     double here = 0.0, there = 0.0, move = 0.0;
     bool known = false;  // false: no call like it was measured
+    int64_t calls = 0;
   };
   Prediction prediction_;
   int64_t no_move_below_ = 0;  // length, after a move that failed

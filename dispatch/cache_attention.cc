@@ -10,7 +10,6 @@
 #include "core/ops/split_attention.h"
 #include "core/status.h"
 #include "dispatch/fallback.h"
-#include "dispatch/run_here.h"
 
 namespace tandem {
 namespace {
@@ -155,7 +154,8 @@ absl::Status CacheAttention::Queue(const SplitKvCache& cache, const AttentionArg
     own.args.out = own.out;
     own.args.lse = own.lse;
   }
-  queued_.kernel = {};
+  queued_.record.kernel = {};
+  queued_.clock.Take(context_);  // of the last call, if nobody waited for it
   if (host.runs && away_ == DeviceKind::kCpu) {
     TANDEM_RETURN_IF_ERROR(SendOperands(DeviceKind::kCpu));
     TANDEM_ASSIGN_OR_RETURN(sent_, context_.device(DeviceKind::kCuda)->stream->Record());
@@ -212,8 +212,10 @@ absl::Status CacheAttention::Steps(const SplitKvCache& cache, const AttentionArg
   absl::Status status = Queue(cache, args);
   if (status.ok()) status = RunHost();
   if (status.ok()) status = Finish();
-  // What a failed call left on the stream must not come up in the next one.
+  // What a failed call left on the stream must not come up in the next one, and what it took says
+  // nothing about others.
   if (!status.ok()) {
+    queued_.clock.Forget();
     if (ContextDevice* gpu = context_.device(DeviceKind::kCuda)) {
       gpu->stream->Synchronize().IgnoreError();
     }

@@ -23,6 +23,7 @@
 #include "core/ops/attention.h"
 #include "dispatch/context.h"
 #include "dispatch/parcel.h"
+#include "dispatch/run_here.h"
 #include "dispatch/split_cache.h"
 
 namespace tandem {
@@ -86,7 +87,7 @@ class CacheAttention {
   std::shared_ptr<Buffer> home_results_[2];  // of the part at home, by DeviceKind
   int64_t result_bytes_ = 0;
   std::unique_ptr<Event> sent_;  // q has arrived in host memory
-  TraceRecord queued_;
+  QueuedPart queued_;
   int64_t fallbacks_ = 0;
   int64_t moved_bytes_ = 0;
 };

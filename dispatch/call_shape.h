@@ -82,6 +82,11 @@ absl::Status WithArgs(const CallShape& s, MakeOperand make, Visit&& visit) {
       add(args.q, Role::kActivation, s.input, {s.batch, s.q_heads, s.q_len, s.head_dim});
       add(args.k, Role::kWeights, s.weights, {s.batch, s.kv_heads, s.kv_len, s.head_dim});
       add(args.v, Role::kWeights, s.weights, {s.batch, s.kv_heads, s.kv_len, s.head_dim});
+      if (s.weights == DType::kI8) {
+        for (TensorView* scale : {&args.k_scale, &args.v_scale}) {
+          add(*scale, Role::kActivation, DType::kF32, {s.batch, s.kv_heads, s.kv_len});
+        }
+      }
       add(args.out, Role::kOutput, s.input, {s.batch, s.q_heads, s.q_len, s.head_dim});
       return finish(args);
     }

@@ -265,6 +265,7 @@ absl::Status Context::SetUpCosts() {
   }
   if (cost_model_ != nullptr && (kind == PolicyKind::kCalibrated || kind == PolicyKind::kAuto)) {
     correction_ = CostCorrection(cost_model_->num_tables());
+    predicts_ = !options_.device;
     learns_ = options_.policy.correct_online != 0;
     const absl::StatusOr<MemoryInfo> memory = cuda->backend->memory();
     if (memory.ok()) {
@@ -303,11 +304,17 @@ Decision Context::Decide(const OpFacts& facts) {
   return Choose(inputs, options_.policy, cost_model_.get(), &correction_);
 }
 
+Decision Context::StayWith(const OpFacts& facts) const {
+  const DeviceKind kind = facts.operands.kind;
+  Decision decision = {kind, Decision::Rule::kFollowsOperands};
+  if (predicts_) decision.predicted[kind] = Predict(facts, kind, *cost_model_, &correction_);
+  return decision;
+}
+
 void Context::Finished(const Decision& decision, double seconds) {
   const Prediction& p = decision.predicted[decision.device];
   // Who waited for others' work does not know what this took.
-  if (!Learns(decision) || p.wait_seconds > 0.0) return;
-  correction_.Observe(p.slot, (p.call_seconds + p.move_seconds) / p.correction, seconds);
+  if (Learns(decision) && p.wait_seconds <= 0.0) Learn(correction_, p, seconds);
 }
 
 void Context::Queued(const Decision& decision) {

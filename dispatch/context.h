@@ -122,6 +122,12 @@ class Context {
   Decision Decide(const OpFacts& facts);
   // All that a decision is made from.
   DecisionInputs InputsOf(const OpFacts& facts);
+  // Does it go by predicted times? Not without measured ones or a GPU, with a forced device, or by
+  // another policy.
+  bool predicts() const { return predicts_; }
+  // The decision for a call that stays where its operands are, and what it is predicted to take
+  // there.
+  Decision StayWith(const OpFacts& facts) const;
   // Do decisions learn from what calls take?
   bool Learns(const Decision& decision) const {
     return learns_ && decision.predicted[decision.device].slot >= 0;
@@ -175,6 +181,7 @@ class Context {
   std::string cost_profile_note_;
   std::vector<std::string> warnings_;
   CostCorrection correction_{0};
+  bool predicts_ = false;
   bool learns_ = false;
   int64_t decisions_ = 0;  // by predicted times
   // Of the GPU: bytes that this context may have in use, and when its queue should be empty.

@@ -33,11 +33,9 @@ constexpr TypePair kMatMulTypes[] = {{DType::kF32, DType::kF16},  {DType::kF32, 
                                      {DType::kF32, DType::kF32},  {DType::kF32, DType::kBF16},
                                      {DType::kF32, DType::kQ4_0}, {DType::kF32, DType::kQ5_K},
                                      {DType::kF16, DType::kF16},  {DType::kBF16, DType::kBF16}};
-constexpr TypePair kAttentionTypes[] = {{DType::kF32, DType::kF16},
-                                        {DType::kF32, DType::kF32},
-                                        {DType::kF32, DType::kBF16},
-                                        {DType::kF16, DType::kF16},
-                                        {DType::kBF16, DType::kBF16}};
+constexpr TypePair kAttentionTypes[] = {{DType::kF32, DType::kF16}, {DType::kF32, DType::kI8},
+                                        {DType::kF32, DType::kF32}, {DType::kF32, DType::kBF16},
+                                        {DType::kF16, DType::kF16}, {DType::kBF16, DType::kBF16}};
 
 CostGrid MatMulGrid(const TypePair& types, bool packed) {
   CostGrid grid = {{OpKind::kMatMul, types.input, types.weights, packed}, {}, {}};

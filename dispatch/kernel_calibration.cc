@@ -31,11 +31,9 @@ constexpr TypePair kMatMulTypes[] = {{DType::kF32, DType::kF32},   {DType::kF32,
                                      {DType::kBF16, DType::kBF16}, {DType::kF32, DType::kQ8_0},
                                      {DType::kF32, DType::kQ4_0},  {DType::kF32, DType::kQ4_K},
                                      {DType::kF32, DType::kQ5_K},  {DType::kF32, DType::kQ6_K}};
-constexpr TypePair kAttentionTypes[] = {{DType::kF32, DType::kF32},
-                                        {DType::kF32, DType::kF16},
-                                        {DType::kF32, DType::kBF16},
-                                        {DType::kF16, DType::kF16},
-                                        {DType::kBF16, DType::kBF16}};
+constexpr TypePair kAttentionTypes[] = {{DType::kF32, DType::kF32}, {DType::kF32, DType::kF16},
+                                        {DType::kF32, DType::kI8},  {DType::kF32, DType::kBF16},
+                                        {DType::kF16, DType::kF16}, {DType::kBF16, DType::kBF16}};
 
 // The call that stands for its class.
 struct MatMulShape {
@@ -204,6 +202,11 @@ absl::StatusOr<std::vector<KernelTime>> MeasureAttention(Context& context, const
   TANDEM_ASSIGN_OR_RETURN(args.q, arena.Make(c.input, {1, kQueryHeads, shape.q_len, kHeadDim}));
   TANDEM_ASSIGN_OR_RETURN(args.k, arena.Make(c.weights, {1, kKeyHeads, shape.kv_len, kHeadDim}));
   TANDEM_ASSIGN_OR_RETURN(args.v, arena.Make(c.weights, {1, kKeyHeads, shape.kv_len, kHeadDim}));
+  if (c.weights == DType::kI8) {
+    const Shape scales = {1, kKeyHeads, shape.kv_len};
+    TANDEM_ASSIGN_OR_RETURN(args.k_scale, arena.Make(DType::kF32, scales));
+    TANDEM_ASSIGN_OR_RETURN(args.v_scale, arena.Make(DType::kF32, scales));
+  }
   TANDEM_ASSIGN_OR_RETURN(args.out, arena.Make(c.input, {1, kQueryHeads, shape.q_len, kHeadDim}));
   return TimeKernels(context, c.device, args, budget);
 }

@@ -3,16 +3,47 @@
 // knows what of a shared call has been done (FallBack in dispatch/fallback.h).
 #pragma once
 
+#include <memory>
+#include <optional>
+
 #include "core/status.h"
 #include "dispatch/run.h"
 
 namespace tandem {
 
-// `queued`: where the context traces, work on a GPU is not waited for; its record, without a
-// duration, is left here, for Finished. InvalidArgument: bad arguments, or a device that the
-// context does not have. Unimplemented: it has no kernel for them.
+// What a part of a shared call takes on a GPU, by the GPU's own clock: nobody waits for it, and
+// what the host does meanwhile does not count.
+class PartClock {
+ public:
+  // Before and after the work is put on the stream. An event that cannot be made is no error: then
+  // nothing is known.
+  void Begin(Context& context, const Decision& decision);
+  void End(Context& context);
+  // Seconds that the work took, once, if it is finished; from then on nothing. nullopt: not known.
+  // Corrects what is predicted of such calls.
+  std::optional<double> Take(Context& context);
+  void Forget() {
+    begin_ = nullptr;
+    end_ = nullptr;
+  }
+
+ private:
+  Decision decision_;
+  std::unique_ptr<Event> begin_, end_;
+};
+
+// A part of a shared call that is on a GPU's stream.
+struct QueuedPart {
+  TraceRecord record;  // where the context traces: without a duration
+  PartClock clock;
+};
+
+// `queued`: work on a GPU is not waited for, its record is left here, for Finished. What the CPU
+// takes, or a GPU that is not waited for, corrects what is predicted of such calls.
+// InvalidArgument: bad arguments, or a device that the context does not have. Unimplemented: it has
+// no kernel for them.
 template <typename Args>
-absl::Status RunHere(Context& context, const Args& args, TraceRecord* queued = nullptr) {
+absl::Status RunHere(Context& context, const Args& args, QueuedPart* queued = nullptr) {
   TANDEM_RETURN_IF_ERROR(Validate(args));
   const OpFacts facts = FactsOf(args);
   if (!context.has(facts.operands)) {
@@ -21,26 +52,38 @@ absl::Status RunHere(Context& context, const Args& args, TraceRecord* queued = n
   }
   const DeviceKind kind = facts.operands.kind;
   Plan<Args> plan;
-  plan.decision = {kind, Decision::Rule::kFollowsOperands};
+  plan.decision = context.StayWith(facts);
   plan.preference = context.kernel_preferences().Find(facts, kind);
   TANDEM_ASSIGN_OR_RETURN(plan.kernel, internal::SelectOn(context, kind, args, plan.preference));
-  if (!context.trace().enabled()) return internal::RunThere(context, plan, args);
+  const bool on_gpu = kind == DeviceKind::kCuda, traces = context.trace().enabled();
+  const bool learns = context.Learns(plan.decision);
+  if (!traces && !learns) return internal::RunThere(context, plan, args);
+  if (on_gpu && queued != nullptr) queued->clock.Begin(context, plan.decision);
+  const int64_t start_ns = context.trace().Now();
+  absl::Status status = internal::RunThere(context, plan, args);
+  if (on_gpu && queued != nullptr) queued->clock.End(context);
+  if (!traces) {
+    if (status.ok() && !on_gpu) {
+      context.Finished(plan.decision, static_cast<double>(context.trace().Now() - start_ns) * 1e-9);
+    }
+    return status;
+  }
   TraceRecord record;
   record.facts = facts;
   record.decision = plan.decision;
   record.device = context.device(kind)->backend->device();
   record.cuda_present = context.device(DeviceKind::kCuda) != nullptr;
   record.kernel = plan.kernel->name;
-  record.start_ns = context.trace().Now();
-  absl::Status status = internal::RunThere(context, plan, args);
-  if (status.ok() && queued != nullptr && kind == DeviceKind::kCuda) {
-    *queued = record;
+  record.start_ns = start_ns;
+  if (status.ok() && queued != nullptr && on_gpu) {
+    queued->record = record;
     return status;
   }
-  if (status.ok() && kind == DeviceKind::kCuda) {
-    status = context.device(kind)->stream->Synchronize();
-  }
+  if (status.ok() && on_gpu) status = context.device(kind)->stream->Synchronize();
   record.duration_ns = context.trace().Now() - record.start_ns;
+  if (status.ok() && !on_gpu) {
+    context.Finished(plan.decision, static_cast<double>(record.duration_ns) * 1e-9);
+  }
   context.trace().Add(record);
   return status;
 }
@@ -61,12 +104,7 @@ absl::Status RunFetched(Context& context, const Args& args) {
   return status;
 }
 
-// The work of a record that RunHere left has been waited for.
-inline void Finished(Context& context, TraceRecord& queued) {
-  if (!context.trace().enabled() || queued.kernel.empty()) return;
-  queued.duration_ns = context.trace().Now() - queued.start_ns;
-  context.trace().Add(queued);
-  queued.kernel = {};
-}
+// The work that RunHere left has been waited for.
+void Finished(Context& context, QueuedPart& queued);
 
 }  // namespace tandem

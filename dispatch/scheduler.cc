@@ -74,31 +74,6 @@ Decision ChooseFixed(const DecisionInputs& inputs, const Policy& policy) {
   return {DeviceKind::kCpu, Rule::kBelowThreshold};
 }
 
-Prediction Predict(const DecisionInputs& inputs, DeviceKind device, const CostModel& model,
-                   const CostCorrection* correction) {
-  const OpFacts& facts = inputs.facts;
-  Prediction prediction;
-  if (!facts.movable && device != facts.operands.kind) return prediction;
-  const int table = model.TableOf(facts, device);
-  if (table < 0) return prediction;
-  prediction.call_seconds = model.SecondsFrom(table, CostPointOf(facts));
-  prediction.move_seconds = model.MoveSeconds(facts, device);
-  const bool moves = prediction.move_seconds > 0.0;
-  prediction.slot = CostCorrection::SlotOf(table, moves);
-  if (correction != nullptr) {
-    const double factor = correction->Factor(prediction.slot);
-    prediction.correction = static_cast<float>(factor);
-    prediction.call_seconds *= factor;
-    prediction.move_seconds *= factor;
-  }
-  prediction.wait_seconds = inputs.queued_seconds[device];
-  if (moves) {
-    prediction.wait_seconds =
-        std::max(prediction.wait_seconds, inputs.queued_seconds[Other(device)]);
-  }
-  return prediction;
-}
-
 // By predicted time.
 Decision ChooseCalibrated(const DecisionInputs& inputs, const Policy& policy,
                           const CostModel& model, const CostCorrection* correction) {
@@ -106,7 +81,12 @@ Decision ChooseCalibrated(const DecisionInputs& inputs, const Policy& policy,
   const DeviceKind home = inputs.facts.operands.kind, away = Other(home);
   Decision decision;
   for (const DeviceKind device : kDeviceKinds) {
-    decision.predicted[device] = Predict(inputs, device, model, correction);
+    Prediction& p = decision.predicted[device] = Predict(inputs.facts, device, model, correction);
+    if (!p.known()) continue;
+    p.wait_seconds = inputs.queued_seconds[device];
+    if (p.move_seconds > 0.0) {
+      p.wait_seconds = std::max(p.wait_seconds, inputs.queued_seconds[Other(device)]);
+    }
   }
   const Prediction& here = decision.predicted[home];
   const Prediction& there = decision.predicted[away];
@@ -209,6 +189,28 @@ absl::StatusOr<Policy> PolicyFromJson(const std::string& json, const Policy& bas
     if (!known) return InvalidArgument("policy: unknown field '", key, "'");
   }
   return policy;
+}
+
+Prediction Predict(const OpFacts& facts, DeviceKind device, const CostModel& model,
+                   const CostCorrection* correction) {
+  Prediction prediction;
+  if (!facts.movable && device != facts.operands.kind) return prediction;
+  const int table = model.TableOf(facts, device);
+  if (table < 0) return prediction;
+  prediction.call_seconds = model.SecondsFrom(table, CostPointOf(facts));
+  prediction.move_seconds = model.MoveSeconds(facts, device);
+  prediction.slot = CostCorrection::SlotOf(table, prediction.move_seconds > 0.0);
+  if (correction != nullptr) {
+    const double factor = correction->Factor(prediction.slot);
+    prediction.correction = static_cast<float>(factor);
+    prediction.call_seconds *= factor;
+    prediction.move_seconds *= factor;
+  }
+  return prediction;
+}
+
+void Learn(CostCorrection& correction, const Prediction& p, double seconds) {
+  correction.Observe(p.slot, (p.call_seconds + p.move_seconds) / p.correction, seconds);
 }
 
 Decision Choose(const DecisionInputs& inputs, const Policy& policy, const CostModel* model,

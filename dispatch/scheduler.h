@@ -139,6 +139,13 @@ struct Prediction {
   double total() const { return call_seconds + move_seconds + wait_seconds; }
 };
 
+// The call on one device, copies of operands that are elsewhere included, waiting for others not.
+// Unknown where nothing like it was measured, or what it reads cannot be moved there.
+Prediction Predict(const OpFacts& facts, DeviceKind device, const CostModel& model,
+                   const CostCorrection* correction);
+// A call so predicted is finished and took this long: corrects what is predicted of its class.
+void Learn(CostCorrection& correction, const Prediction& prediction, double seconds);
+
 struct Decision {
   DeviceKind device = DeviceKind::kCpu;
   // Why, as a value: decisions are made per call and must not allocate. Explain() puts it into

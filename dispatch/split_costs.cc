@@ -61,9 +61,14 @@ AttentionArgs PartOf(const CacheCall& call, DeviceKind kind, int64_t begin, int6
   return args;
 }
 
+// The GPU's first `rows`, or the CPU's last.
+AttentionArgs ShareOf(const CacheCall& call, DeviceKind kind, int64_t rows) {
+  return PartOf(call, kind, kind == kCuda ? 0 : call.length - rows, rows);
+}
+
 double AttentionShare(const SplitCosts& costs, const CacheCall& call, DeviceKind home,
                       DeviceKind kind, int64_t rows) {
-  const AttentionArgs args = PartOf(call, kind, kind == kCuda ? 0 : call.length - rows, rows);
+  const AttentionArgs args = ShareOf(call, kind, rows);
   double seconds = CallTime(costs, FactsOf(args), kind);
   if (kind != home) {
     const auto given = [](const TensorView& view) { return view.present() ? BytesOf(view) : 0; };
@@ -84,15 +89,24 @@ double MergeTime(const SplitCosts& costs, const CacheCall& call, DeviceKind home
   return costs.call(FactsOf(merge), home).value_or(0.0);
 }
 
-double ProductShare(const SplitCosts& costs, const ProductCall& call, DeviceKind home,
-                    DeviceKind kind, int64_t columns) {
+MatMulArgs PartOf(const ProductCall& call, DeviceKind kind, int64_t columns) {
   MatMulArgs args;
   args.a = Extents(call.input, {call.m, call.k}, kind);
   args.b = Extents(call.weights, {columns, call.k}, kind);
   args.out = Extents(call.output, {call.m, columns}, kind);
-  OpFacts facts = FactsOf(args);
-  facts.packed = call.packed && kind == kCpu;
-  double seconds = CallTime(costs, facts, kind);
+  return args;
+}
+
+OpFacts FactsOf(const ProductCall& call, const MatMulArgs& part) {
+  OpFacts facts = FactsOf(part);
+  facts.packed = call.packed && part.a.device.kind == kCpu;
+  return facts;
+}
+
+double ProductShare(const SplitCosts& costs, const ProductCall& call, DeviceKind home,
+                    DeviceKind kind, int64_t columns) {
+  const MatMulArgs args = PartOf(call, kind, columns);
+  double seconds = CallTime(costs, FactsOf(call, args), kind);
   if (kind != home) seconds += RoundTrip(costs, home, kind, BytesOf(args.a), BytesOf(args.out));
   return seconds;
 }
@@ -122,13 +136,16 @@ SplitCosts CostsOf(const CostModel& model, const CostCorrection* correction) {
 }
 
 std::optional<SplitCosts> CostsOf(Context& context) {
-  const PolicyKind policy = context.options().policy.kind;
-  if (context.cost_model() == nullptr || context.device(kCuda) == nullptr ||
-      context.options().device ||
-      (policy != PolicyKind::kAuto && policy != PolicyKind::kCalibrated)) {
-    return std::nullopt;
-  }
+  if (!context.predicts()) return std::nullopt;
   return CostsOf(*context.cost_model(), &context.cost_correction());
+}
+
+OpFacts PartFacts(const CacheCall& call, DeviceKind device, int64_t gpu_rows) {
+  return FactsOf(ShareOf(call, device, device == kCuda ? gpu_rows : call.length - gpu_rows));
+}
+
+OpFacts PartFacts(const ProductCall& call, DeviceKind device, int64_t gpu_columns) {
+  return FactsOf(call, PartOf(call, device, device == kCuda ? gpu_columns : call.n - gpu_columns));
 }
 
 double AttentionSeconds(const SplitCosts& costs, const CacheCall& call, DeviceKind home,

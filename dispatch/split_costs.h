@@ -50,6 +50,8 @@ struct CacheCall {
   int64_t window_left = -1;
 };
 
+// The call that a device makes of it if the first `gpu_rows` are on the GPU.
+OpFacts PartFacts(const CacheCall& call, DeviceKind device, int64_t gpu_rows);
 // With the first `gpu_rows` on the GPU. Infinite: unknown.
 double AttentionSeconds(const SplitCosts& costs, const CacheCall& call, DeviceKind home,
                         int64_t gpu_rows);
@@ -70,6 +72,7 @@ struct ProductCall {
   bool packed = false;  // the CPU's part of the weights
 };
 
+OpFacts PartFacts(const ProductCall& call, DeviceKind device, int64_t gpu_columns);
 double MatMulSeconds(const SplitCosts& costs, const ProductCall& call, DeviceKind home,
                      int64_t gpu_columns);
 absl::StatusOr<SplitChoice> ChooseMatMulSplit(const SplitCosts& costs, const ProductCall& call,

@@ -14,7 +14,6 @@
 #include "dispatch/fallback.h"
 #include "dispatch/memory_need.h"
 #include "dispatch/ops.h"
-#include "dispatch/run_here.h"
 #include "dispatch/split_costs.h"
 
 namespace tandem {
@@ -114,7 +113,8 @@ absl::Status SplitMatMul::Prepare(const SplitWeights& weights, const MatMulArgs&
   home_ = args.a.device.kind;
   away_ = home_ == kCpu ? kCuda : kCpu;
   host_done_ = gpu_queued_ = false;
-  queued_.kernel = {};
+  queued_.record.kernel = {};
+  queued_.clock.Take(context_);  // of the last call, if nobody waited for it
   const int64_t on_gpu = weights.gpu_columns(), on_host = weights.n() - on_gpu;
   for (const DeviceKind kind : {kCpu, kCuda}) {
     Side& own = side(kind);
@@ -183,6 +183,7 @@ absl::Status SplitMatMul::Steps(const SplitWeights& weights, const MatMulArgs& a
   if (status.ok()) status = RunHost();
   if (status.ok()) status = Finish();
   if (status.ok()) return status;
+  queued_.clock.Forget();  // says nothing about others
   // What a failed call left on the stream must not come up in the next one, and be finished before
   // anybody looks at what it wrote: one wait may be what fails.
   ContextDevice* gpu = context_.device(kCuda);

@@ -20,6 +20,7 @@
 #include "core/tensor.h"
 #include "dispatch/context.h"
 #include "dispatch/parcel.h"
+#include "dispatch/run_here.h"
 
 namespace tandem {
 
@@ -116,7 +117,7 @@ class SplitMatMul {
   std::unique_ptr<Event> sent_;
   bool host_done_ = false;   // its columns of out, in host memory, are written
   bool gpu_queued_ = false;  // the kernel that writes the GPU's
-  TraceRecord queued_;
+  QueuedPart queued_;
   int64_t fallbacks_ = 0;
 };
 

@@ -2,261 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <span>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "core/buffer.h"
 #include "core/status.h"
-#include "dispatch/facts.h"
 #include "dispatch/split_cache.h"
+#include "model/decoder_chain.h"
 
 namespace tandem {
 namespace {
 
 constexpr DeviceKind kCpu = DeviceKind::kCpu, kGpu = DeviceKind::kCuda;
-
-int64_t Tokens(const DecoderConfig& config, const SessionOptions& session) {
-  return session.CapacityFor(config.context);
-}
-int64_t Chunk(const DecoderConfig& config, const SessionOptions& session) {
-  return std::min(session.ubatch, Tokens(config, session));
-}
-
-// A tensor of which only shape and type are looked at.
-TensorView Shaped(DType dtype, const Shape& shape, DeviceKind device) {
-  return MakeView(static_cast<void*>(nullptr), dtype, shape, {device, 0});
-}
-
-// The calls of the chain's parts, in their order, for `m` tokens of which the last sees `kv_len`.
-class Calls {
- public:
-  Calls(const DecoderPlanInputs& inputs, int64_t m, int64_t kv_len, DeviceKind device)
-      : inputs_(inputs), c_(inputs.config), m_(m), kv_len_(kv_len), device_(device) {}
-
-  std::vector<OpFacts> Embedding() const {
-    EmbeddingArgs args;
-    args.table = inputs_.weights.embedding;
-    args.ids = Shaped(DType::kI32, {m_}, device_);
-    args.out = X();
-    return {Here(FactsOf(args))};
-  }
-  std::vector<OpFacts> Attention(const LayerWeights& w) const {
-    std::vector<OpFacts> calls = {Norm(c_.hidden), Product(w.k), Product(w.v), Product(w.q)};
-    for (const TensorView* norm : {&w.k_norm, &w.q_norm}) {
-      const int64_t heads = norm == &w.k_norm ? c_.kv_heads : c_.heads;
-      if (norm->present()) calls.push_back(Norm(heads * c_.head_dim));
-    }
-    const auto cache = [&](int64_t rows, int64_t dim) {
-      return Shaped(inputs_.session.kv_dtype, {1, c_.kv_heads, rows, dim}, device_);
-    };
-    const auto heads = [&](int64_t count, int64_t dim) {
-      return Shaped(DType::kF32, {1, count, m_, dim}, device_);
-    };
-    KvAppendArgs append;
-    append.k = heads(c_.kv_heads, c_.head_dim);
-    append.v = heads(c_.kv_heads, c_.v_head_dim);
-    append.q = append.q_out = heads(c_.heads, c_.head_dim);
-    append.k_cache = cache(kv_len_, c_.head_dim);
-    append.v_cache = cache(kv_len_, c_.v_head_dim);
-    calls.push_back(Here(FactsOf(append)));
-    AttentionArgs attention;
-    attention.q = append.q;
-    attention.k = append.k_cache;
-    attention.v = append.v_cache;
-    if (inputs_.session.kv_dtype == DType::kI8) {
-      attention.k_scale = attention.v_scale =
-          Shaped(DType::kF32, {1, c_.kv_heads, kv_len_}, device_);
-    }
-    attention.out = heads(c_.heads, c_.v_head_dim);
-    calls.push_back(Here(FactsOf(attention)));
-    calls.push_back(Product(w.attn_output));
-    return calls;
-  }
-  std::vector<OpFacts> FeedForward(const LayerWeights& w) const {
-    SiluMulArgs activation;
-    activation.gate = activation.up = activation.out = Shaped(DType::kF32, {m_, c_.ffn}, device_);
-    return {Norm(c_.hidden), Product(w.gate), Product(w.up), Here(FactsOf(activation)),
-            Product(w.down)};
-  }
-  // Of the last token alone.
-  std::vector<OpFacts> Output() const {
-    const Calls one(inputs_, 1, kv_len_, device_);
-    ArgMaxArgs choice;
-    choice.x = Shaped(DType::kF32, {1, c_.vocabulary}, device_);
-    choice.out = Shaped(DType::kI32, {1}, device_);
-    return {one.Norm(c_.hidden), one.Product(inputs_.weights.output), Here(FactsOf(choice))};
-  }
-
- private:
-  TensorView X() const { return Shaped(DType::kF32, {m_, c_.hidden}, device_); }
-  OpFacts Here(OpFacts facts) const {
-    facts.operands = {device_, 0};
-    return facts;
-  }
-  OpFacts Norm(int64_t columns) const {
-    RmsNormArgs args;
-    args.x = args.out = Shaped(DType::kF32, {m_, columns}, device_);
-    args.weight = Shaped(DType::kF32, {columns}, device_);
-    return Here(FactsOf(args));
-  }
-  OpFacts Product(const TensorView& weights) const {
-    MatMulArgs args;
-    args.a = Shaped(DType::kF32, {m_, weights.dim(1)}, device_);
-    args.b = weights;
-    args.out = Shaped(DType::kF32, {m_, weights.dim(0)}, device_);
-    OpFacts facts = Here(FactsOf(args));
-    facts.packed = device_ == kCpu && inputs_.packed(weights.dtype);
-    return facts;
-  }
-
-  const DecoderPlanInputs& inputs_;
-  const DecoderConfig& c_;
-  int64_t m_, kv_len_;
-  DeviceKind device_;
-};
-
-// Of calls that run one after the other; of a GPU without what it takes to get them going.
-double Seconds(const DecoderMachine& machine, std::span<const OpFacts> calls, DeviceKind device) {
-  double total = 0.0;
-  for (const OpFacts& facts : calls) {
-    const std::optional<double> seconds = machine.call_seconds(facts, device);
-    if (!seconds) return kNever;
-    const double queued = device == kGpu ? machine.launch_seconds[device] : 0.0;
-    total += std::max(*seconds - queued, 0.0);
-  }
-  return total;
-}
-
-// How often a part runs in the job, and as what.
-struct Phase {
-  double times;
-  int64_t tokens;
-  int64_t kv_len;
-};
-std::vector<Phase> Phases(const DecoderPlanInputs& inputs) {
-  const int64_t tokens = Tokens(inputs.config, inputs.session);
-  const int64_t chunk = Chunk(inputs.config, inputs.session);
-  const int64_t prompt = std::min(inputs.job.prompt_tokens, tokens);
-  const int64_t generated = inputs.job.generated_tokens;
-  // Where the middle one of the tokens stands; without a prompt, in the middle of the cache.
-  const int64_t middle = prompt == 0 ? tokens / 2 : std::min(prompt + generated / 2, tokens);
-  std::vector<Phase> phases;
-  if (generated > 0) {
-    phases.push_back({static_cast<double>(generated), 1, std::max<int64_t>(middle, 1)});
-  }
-  if (prompt > 0) {
-    const int64_t m = std::min(chunk, prompt);
-    phases.push_back({static_cast<double>(inputs.job.prompt_tokens) / static_cast<double>(m), m,
-                      std::max(m, prompt / 2)});
-  }
-  return phases;
-}
-
-int64_t Bytes(DType dtype, std::initializer_list<int64_t> extents) {
-  int64_t elements = 1;
-  for (const int64_t extent : extents) elements *= extent;
-  return ByteOffset(dtype, elements);
-}
-
-// Block bytes of weights.
-int64_t Blocks(const DecoderMemory& memory, std::initializer_list<const TensorView*> views) {
-  int64_t total = 0;
-  for (const TensorView* view : views) {
-    if (view->present()) total += memory.block_bytes(ByteExtent(*view));
-  }
-  return total;
-}
-
-int64_t CacheBytes(const DecoderPlanInputs& inputs, const DecoderMemory& memory) {
-  const DecoderConfig& c = inputs.config;
-  const int64_t tokens = Tokens(c, inputs.session);
-  const int64_t rows = c.kv_heads * std::min(tokens, inputs.gpu_cache_rows.value_or(tokens));
-  int64_t total = 0;
-  if (rows == 0) return 0;
-  for (const int64_t dim : {c.head_dim, c.v_head_dim}) {
-    total += memory.block_bytes(Bytes(inputs.session.kv_dtype, {rows, dim}));
-    if (inputs.session.kv_dtype == DType::kI8) total += memory.block_bytes(rows * 4);
-  }
-  return total;
-}
-
-// What a session and a model have on a GPU whichever parts are there.
-int64_t FixedBytes(const DecoderPlanInputs& inputs, const DecoderMemory& memory) {
-  const DecoderConfig& c = inputs.config;
-  const int64_t rows = Chunk(c, inputs.session);
-  const auto columns = [&](std::initializer_list<int64_t> counts) {
-    int64_t total = 0;
-    for (const int64_t count : counts) {
-      const int64_t bytes = rows * count * 4;
-      total += (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-    }
-    return total;
-  };
-  const int64_t shared = std::max(columns({c.q_dim(), c.k_dim(), c.v_dim(), c.attention_dim()}),
-                                  columns({c.ffn, c.ffn}));
-  int64_t partial = 0;  // results of attention to caches in two places, of either device
-  if (inputs.gpu_cache_rows) {
-    partial = 2 * memory.block_bytes(columns({c.attention_dim(), c.heads}) + kBufferAlignment);
-  }
-  constexpr int64_t kSmall = 4096;  // token, position and length of a step; RoPE's frequencies
-  return partial + memory.block_bytes(shared) + 2 * memory.block_bytes(rows * c.hidden * 4) +
-         memory.block_bytes(rows * 4) + 2 * memory.block_bytes(kSmall) +
-         (memory.workspace_bytes > 0 ? memory.block_bytes(memory.workspace_bytes) : 0);
-}
-
-Chain ChainOf(const DecoderPlanInputs& inputs, const DecoderMachine* machine,
-              const DecoderMemory& memory) {
-  const DecoderConfig& c = inputs.config;
-  const DecoderWeights& w = inputs.weights;
-  const std::vector<Phase> phases = Phases(inputs);
-  Chain chain;
-  chain.input_bytes = 4;  // of one token; so are all that flow
-  const auto add = [&](int64_t resident, int64_t output_bytes, const auto& calls_of) {
-    ChainOp op;
-    op.resident_bytes[kGpu] = resident;
-    op.output_bytes = output_bytes;
-    for (const DeviceKind device : kDeviceKinds) {
-      if (machine == nullptr) continue;
-      for (const Phase& phase : phases) {
-        const Calls calls(inputs, phase.tokens, phase.kv_len, device);
-        op.seconds[device] += phase.times * Seconds(*machine, calls_of(calls), device);
-      }
-    }
-    chain.ops.push_back(op);
-  };
-  const int64_t x_bytes = c.hidden * 4, cache = CacheBytes(inputs, memory);
-  add(Blocks(memory, {&w.embedding}) + memory.block_bytes(4 * Chunk(c, inputs.session)), x_bytes,
-      [](const Calls& calls) { return calls.Embedding(); });
-  for (const LayerWeights& l : w.layers) {
-    add(Blocks(memory, {&l.attn_norm, &l.q, &l.k, &l.v, &l.q_bias, &l.k_bias, &l.v_bias, &l.q_norm,
-                        &l.k_norm, &l.attn_output}) +
-            cache,
-        x_bytes, [&](const Calls& calls) { return calls.Attention(l); });
-    add(Blocks(memory, {&l.ffn_norm, &l.gate, &l.up, &l.down}), x_bytes,
-        [&](const Calls& calls) { return calls.FeedForward(l); });
-  }
-  add(Blocks(memory, {&w.output_norm, &w.output}) + memory.block_bytes(c.vocabulary * 4), 4,
-      [](const Calls& calls) { return calls.Output(); });
-  return chain;
-}
-
-// Cost of a copy of so many bytes per token, over the whole job.
-std::function<double(DeviceKind, DeviceKind, int64_t)> CopyOf(const DecoderPlanInputs& inputs,
-                                                              const DecoderMachine* machine) {
-  if (machine == nullptr) return [](DeviceKind, DeviceKind, int64_t) { return 0.0; };
-  return [machine, phases = Phases(inputs)](DeviceKind from, DeviceKind to, int64_t bytes) {
-    double seconds = 0.0;
-    for (const Phase& phase : phases) {
-      seconds += phase.times * (machine->copy_seconds(from, to, bytes * phase.tokens) +
-                                (to == kGpu ? machine->launch_seconds[to] : 0.0));
-    }
-    return seconds;
-  };
-}
 
 DecoderPlacement PlacementOf(const std::vector<DeviceKind>& devices) {
   DecoderPlacement placement;
@@ -295,23 +55,30 @@ std::string Megabytes(int64_t bytes) {
 // A model goes on two devices only for a predicted gain of more than this: predictions of single
 // calls are off by about as much.
 constexpr double kSplitMargin = 0.03;
+// Caches go into two memories only for this much: what the devices take together is predicted less
+// well.
+constexpr double kSplitCacheMargin = 0.1;
+// Numbers of layers for which it is found out how much of their caches fits.
+constexpr int64_t kSplitCandidates = 16;
 
 class Planner {
  public:
   Planner(const DecoderPlanInputs& inputs, const DecoderMachine* machine,
           const DecoderMemory& memory)
       : inputs_(inputs),
+        machine_(machine),
         memory_(memory),
         chain_(ChainOf(inputs, machine, memory)),
         copy_(CopyOf(inputs, machine)),
         fixed_(FixedBytes(inputs, memory)) {
     // A tied matrix that is on the GPU twice is there once.
-    if (inputs.weights.tied) shared_ = Blocks(memory, {&inputs.weights.output});
+    if (inputs.weights.tied) shared_ = memory.block_bytes(ByteExtent(inputs.weights.output));
   }
 
   DecoderPlan Evaluate(const DecoderPlacement& placement) const {
     DecoderPlan plan;
     plan.placement = placement;
+    plan.placement.gpu_cache_rows = inputs_.gpu_cache_rows;
     const auto evaluated = EvaluatePlacement(chain_, copy_, DevicesOf(placement));
     plan.seconds = evaluated.ok() ? evaluated->seconds : kNever;
     if (!evaluated.ok() || !placement.uses(kGpu)) return plan;
@@ -367,71 +134,114 @@ class Planner {
 
   // So many layers, with as much of their caches as fits. nullopt: not even so.
   std::optional<DecoderPlan> WithSplitCaches(int64_t layers, const std::string& why) const {
-    constexpr int64_t kStep = SplitKvCache::kRowStep;
-    const DecoderPlacement placement = LastLayers(inputs_.config.layers, layers);
-    const int64_t tokens = Tokens(inputs_.config, inputs_.session);
-    const auto plan_of = [&](int64_t rows) {
-      DecoderPlanInputs inputs = inputs_;
-      inputs.gpu_cache_rows = rows;
-      DecoderPlan plan = Planner(inputs, nullptr, memory_).Evaluate(placement);
-      plan.placement.gpu_cache_rows = rows;
-      plan.seconds = 0.0;
-      return plan;
-    };
-    int64_t low = 0, high = (tokens - 1) / kStep;  // in steps; `low` fits, or nothing does
-    while (low < high) {
-      const int64_t middle = (low + high + 1) / 2;
-      if (Fits(plan_of(middle * kStep))) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    if (low == 0) return std::nullopt;
-    DecoderPlan plan = plan_of(low * kStep);
+    const int64_t rows = RowsThatFit(layers);
+    if (rows == 0) return std::nullopt;
+    DecoderPlan plan = WithRows(rows, nullptr).Evaluate(LastLayers(inputs_.config.layers, layers));
+    plan.seconds = 0.0;
     plan.placement.reason =
-        absl::StrCat(why, "; of ", tokens, " tokens of cache ", low * kStep, " per layer fit in ",
-                     Megabytes(memory_.gpu_bytes), " of GPU memory");
+        absl::StrCat(why, "; of ", CacheTokens(inputs_), " tokens of cache ", rows,
+                     " per layer fit in ", Megabytes(memory_.gpu_bytes), " of GPU memory");
     return plan;
   }
 
   absl::StatusOr<DecoderPlan> Best() const {
     const int64_t all = inputs_.config.layers;
-    PlacementLimits limits;
-    limits.bytes[kGpu] = std::max<int64_t>(memory_.gpu_bytes - fixed_, 0);
-    const absl::StatusOr<ChainPlacement> placed = PlaceChain(chain_, copy_, limits);
-    if (absl::IsUnimplemented(placed.status())) {  // calls that were not measured
+    const absl::StatusOr<ChainPlacement> found = Place();
+    if (absl::IsUnimplemented(found.status())) {  // calls that were not measured
       DecoderPlan plan = Most();
-      absl::StrAppend(&plan.placement.reason, " (", Message(placed.status()), ")");
+      absl::StrAppend(&plan.placement.reason, " (", Message(found.status()), ")");
       return plan;
     }
-    TANDEM_RETURN_IF_ERROR(placed.status());
-    const ChainPlacement& found = *placed;
-    DecoderPlan best = Evaluate(PlacementOf(found.devices));
+    TANDEM_RETURN_IF_ERROR(found.status());
+    DecoderPlan best = Evaluate(PlacementOf(found->devices));
     // What the chain cannot see: a tied matrix shared, and no activations where nothing is.
     const DecoderPlan gpu = Evaluate(DecoderPlacement::Everything(kGpu, all));
     const DecoderPlan cpu = Evaluate(DecoderPlacement::Everything(kCpu, all));
     const DecoderPlan& alone = Fits(gpu) && gpu.seconds <= cpu.seconds ? gpu : cpu;
     if (!Fits(best) || alone.seconds <= best.seconds * (1.0 + kSplitMargin)) best = alone;
-    const auto rate = [&](const DecoderPlan& plan) {
-      const double tokens = static_cast<double>(inputs_.job.prompt_tokens) +
-                            static_cast<double>(inputs_.job.generated_tokens);
-      return std::isinf(plan.seconds) ? std::string("unknown")
-                                      : absl::StrFormat("%.1f", tokens / plan.seconds);
-    };
+    const double whole = best.seconds;
+    if (const auto split =
+            Fits(gpu) || !inputs_.split_caches ? std::nullopt : BestWithSplitCaches();
+        split && split->seconds * (1.0 + kSplitCacheMargin) < best.seconds) {
+      best = *split;
+    }
     best.placement.reason = absl::StrCat(
-        "predicted ", rate(best), " tokens/s; all on cpu ", rate(cpu), ", all on cuda ", rate(gpu),
+        "predicted ", Rate(best.seconds), " tokens/s; ",
+        best.placement.gpu_cache_rows ? absl::StrCat("with whole caches ", Rate(whole), ", ") : "",
+        "all on cpu ", Rate(cpu.seconds), ", all on cuda ", Rate(gpu.seconds),
         Fits(gpu) ? ""
                   : absl::StrCat(", but that takes ", Megabytes(gpu.gpu_bytes), " of ",
                                  Megabytes(memory_.gpu_bytes)),
-        found.optimal ? ""
-                      : absl::StrFormat("; at most %.1f %% from the best",
-                                        100.0 * (found.seconds / found.bound_seconds - 1.0)));
+        found->optimal ? ""
+                       : absl::StrFormat("; at most %.1f %% from the best",
+                                         100.0 * (found->seconds / found->bound_seconds - 1.0)));
     return best;
   }
 
  private:
-  const DecoderPlanInputs& inputs_;
+  // By the chain, with caches as the inputs have them.
+  absl::StatusOr<ChainPlacement> Place() const {
+    PlacementLimits limits;
+    limits.bytes[kGpu] = std::max<int64_t>(memory_.gpu_bytes - fixed_, 0);
+    return PlaceChain(chain_, copy_, limits);
+  }
+
+  // The same decoder, with only so many rows of its caches on the GPU.
+  Planner WithRows(int64_t rows, const DecoderMachine* machine) const {
+    DecoderPlanInputs inputs = inputs_;
+    inputs.gpu_cache_rows = rows;
+    return Planner(inputs, machine, memory_);
+  }
+
+  // Of the caches of the last `layers` layers, if all but the caches must fit too: whole steps, but
+  // not everything; 0: none.
+  int64_t RowsThatFit(int64_t layers) const {
+    constexpr int64_t kStep = SplitKvCache::kRowStep;
+    const Planner without = WithRows(0, nullptr);
+    const int64_t bytes = without.Evaluate(LastLayers(inputs_.config.layers, layers)).gpu_bytes;
+    int64_t low = 0, high = (CacheTokens(inputs_) - 1) / kStep;  // in steps; `low` fits, or none
+    while (low < high) {
+      const int64_t middle = (low + high + 1) / 2;
+      if (bytes + layers * CacheBytes(inputs_, memory_, middle * kStep) <= memory_.gpu_bytes) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return low * kStep;
+  }
+
+  // The fewer layers, the more of each one's cache: with each of several numbers the last ones, and
+  // with the best share of the caches the best way through the chain.
+  std::optional<DecoderPlan> BestWithSplitCaches() const {
+    const int64_t all = inputs_.config.layers;
+    std::optional<DecoderPlan> best;
+    const auto consider = [&](DecoderPlan plan) {
+      if (Fits(plan) && (!best || plan.seconds < best->seconds)) best = std::move(plan);
+    };
+    int64_t before = 0;
+    for (int64_t i = 1; i <= kSplitCandidates; ++i) {
+      const int64_t layers = all * i / kSplitCandidates, rows = RowsThatFit(layers);
+      if (layers == before || rows == 0) continue;
+      before = layers;
+      consider(WithRows(rows, machine_).Evaluate(LastLayers(all, layers)));
+    }
+    if (!best) return best;
+    const Planner planner = WithRows(*best->placement.gpu_cache_rows, machine_);
+    if (const auto found = planner.Place(); found.ok()) {
+      consider(planner.Evaluate(PlacementOf(found->devices)));
+    }
+    return best;
+  }
+
+  std::string Rate(double seconds) const {
+    const double tokens = static_cast<double>(inputs_.job.prompt_tokens) +
+                          static_cast<double>(inputs_.job.generated_tokens);
+    return std::isinf(seconds) ? std::string("unknown") : absl::StrFormat("%.1f", tokens / seconds);
+  }
+
+  const DecoderPlanInputs inputs_;
+  const DecoderMachine* machine_;
   const DecoderMemory& memory_;
   Chain chain_;
   std::function<double(DeviceKind, DeviceKind, int64_t)> copy_;
@@ -471,7 +281,9 @@ absl::StatusOr<DecoderPlan> PlanDecoder(const DecoderPlanInputs& inputs,
 
 DecoderPlan EvaluateDecoder(const DecoderPlanInputs& inputs, const DecoderMachine* machine,
                             const DecoderMemory& memory, const DecoderPlacement& placement) {
-  return Planner(inputs, machine, memory).Evaluate(placement);
+  DecoderPlanInputs own = inputs;
+  if (placement.gpu_cache_rows) own.gpu_cache_rows = placement.gpu_cache_rows;
+  return Planner(own, machine, memory).Evaluate(placement);
 }
 
 }  // namespace tandem

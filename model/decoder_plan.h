@@ -4,16 +4,19 @@
 // The parts are a chain: embedding, attention and feed-forward network of each layer, output
 // matrix; x flows along it, weights and caches stay. dispatch/placement.h finds the fastest way
 // through it that fits. A part's time is that of its calls:
-//   generation   one token, the cache half full
+//   generation   one token, behind the prompt; without one while the cache fills from nothing
 //   prompt       `ubatch` tokens at once
-// each as often as the options say. GPU calls queue up behind each other: all but the launch
-// overhead counts for each, and that once per crossing to the GPU, with the copy.
+// each as often as the options say, at three lengths on the way. GPU calls queue up behind each
+// other: all but the launch overhead counts for each, and that once per crossing to the GPU, with
+// the copy.
 //
 // Memory is counted before anything is allocated, in blocks as the allocator makes them: weights,
-// caches, activations and workspace of one session. Without measured times there is no telling what
-// is faster: then as many layers as fit go to the GPU, from the last one on. Where so many layers
-// were asked for, or not even one fits, and only their caches are too large, the first tokens of
-// each cache are kept on the GPU, as many as fit, and the others in host memory.
+// caches, activations and workspace of one session. Where not everything fits, fewer layers with
+// all of their caches on the GPU are weighed against more layers whose caches are there with their
+// first tokens only, as many as fit, and with the others in host memory, both devices attending
+// (decoder_chain.h). Without measured times there is no telling what is faster: then as many layers
+// as fit go to the GPU, from the last one on, and caches are cut only where so many layers were
+// asked for or not even one fits.
 #pragma once
 
 #include <cstdint>
@@ -61,8 +64,11 @@ struct DecoderPlanInputs {
   DecodingJob job = {};
   // The last ones, on the GPU, and with them the output matrix; all: everything. Not given: chosen.
   std::optional<int64_t> gpu_layers = {};
-  // Of each cache, only so many tokens on the GPU (DecoderPlacement::gpu_cache_rows).
+  // Of each cache, only so many tokens on the GPU (DecoderPlacement::gpu_cache_rows). Not given:
+  // all, or chosen.
   std::optional<int64_t> gpu_cache_rows = {};
+  // May caches be cut that would fit as a whole, with fewer layers?
+  bool split_caches = true;
   // Are matrices of this type packed on the CPU?
   std::function<bool(DType type)> packed = [](DType) { return false; };
 };

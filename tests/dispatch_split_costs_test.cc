@@ -134,15 +134,30 @@ TEST(SplitCosts, TheShareIsThatOfBruteForceOnEveryMachine) {
   }
 }
 
-// Int8 caches are not measured, but predicted from f16 ones.
+// Int8 caches are classes of their own; of profiles that do not have them, they are predicted from
+// f16 ones.
 TEST(SplitCosts, KnowInt8Caches) {
   for (const MachineSpec& spec : Machines()) {
+    SCOPED_TRACE(spec.name);
     Machine machine(spec, 1);
     const CostModel model = machine.Calibrate();
     CacheCall call;
     call.cache = {.kv_heads = 8, .capacity = 8000, .head_dim = 128, .dtype = DType::kI8};
     call.length = 8000;
     call.q_heads = 32;
+    CostProfile profile = model.profile();
+    std::erase_if(profile.tables,
+                  [](const CostTable& table) { return table.cost_class.weights == DType::kI8; });
+    EXPECT_EQ(profile.tables.size() + 2, model.profile().tables.size());
+    const CostModel without = CostModel::FromProfile(profile).value();
+    for (const DeviceKind kind : kDeviceKinds) {
+      const OpFacts facts = PartFacts(call, kind, kind == DeviceKind::kCuda ? 8000 : 0);
+      OpFacts kin = facts;
+      kin.weights = DType::kF16;
+      EXPECT_NEAR(*model.CallSeconds(facts, kind) / machine.CallSeconds(facts, kind), 1.0, 0.15);
+      EXPECT_EQ(without.CallSeconds(facts, kind), without.CallSeconds(kin, kind));
+      EXPECT_LT(*model.CallSeconds(facts, kind), *without.CallSeconds(facts, kind));
+    }
     const auto choice = ChooseAttentionSplit(CostsOf(model), call, DeviceKind::kCpu, 8000);
     ASSERT_TRUE(choice.ok()) << choice.status();
     const SplitCosts truth = Truth(machine);

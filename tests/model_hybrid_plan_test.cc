@@ -60,6 +60,57 @@ TEST(HybridPlan, RefusalsSayWhatWouldFit) {
             absl::StatusCode::kInvalidArgument);
 }
 
+// A made-up machine: bandwidths alone. The GPU reads ten times as fast as the CPU.
+DecoderMachine Bandwidths() {
+  DecoderMachine machine;
+  machine.call_seconds = [](const OpFacts& facts, DeviceKind device) {
+    return std::optional(static_cast<double>(facts.bytes) / (device == kGpu ? 1e12 : 1e11));
+  };
+  machine.copy_seconds = [](DeviceKind, DeviceKind, int64_t bytes) {
+    return 1e-5 + static_cast<double>(bytes) / 2e10;
+  };
+  return machine;
+}
+
+// Short caches stay whole, long ones are cut, the more the less memory there is, and what is chosen
+// takes no longer than whole caches by the same times.
+TEST(HybridPlan, CachesAreCutWhereThatIsPredictedToPay) {
+  const ShapedModel decoder(ModelShapes()[4], DType::kQ4_K);
+  const DecoderMachine machine = Bandwidths();
+  DecoderMemory memory;
+  memory.gpu_bytes = int64_t{8} << 30;
+  DecoderPlanInputs inputs = {.config = decoder.config, .weights = decoder.weights};
+  inputs.session.capacity = 4096;
+  EXPECT_EQ(PlanDecoder(inputs, &machine, memory)->placement.gpu_cache_rows, std::nullopt);
+  inputs.session.capacity = 131072;
+  int64_t before = INT64_MAX;
+  for (const int64_t gibibytes : {14, 10, 8, 6}) {
+    SCOPED_TRACE(gibibytes);
+    memory.gpu_bytes = gibibytes << 30;
+    inputs.split_caches = false;
+    const auto whole = PlanDecoder(inputs, &machine, memory);
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    EXPECT_EQ(whole->placement.gpu_cache_rows, std::nullopt);
+    inputs.split_caches = true;
+    const auto plan = PlanDecoder(inputs, &machine, memory);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(plan->gpu_bytes, memory.gpu_bytes);
+    ASSERT_TRUE(plan->placement.gpu_cache_rows.has_value()) << plan->placement.reason;
+    EXPECT_GT(*plan->placement.gpu_cache_rows, 0);
+    EXPECT_LT(*plan->placement.gpu_cache_rows, 131072);
+    EXPECT_LT(*plan->placement.gpu_cache_rows, before);
+    before = *plan->placement.gpu_cache_rows;
+    EXPECT_GT(OnGpu(plan->placement), OnGpu(whole->placement));
+    EXPECT_LT(plan->seconds * 1.1, whole->seconds);
+    EXPECT_EQ(EvaluateDecoder(inputs, &machine, memory, plan->placement).seconds, plan->seconds);
+    EXPECT_THAT(plan->placement.reason, HasSubstr("with whole caches "));
+    EXPECT_THAT(Describe(plan->placement), HasSubstr("of caches on cuda the first "));
+  }
+  // A context of which a short prompt and a short answer use little: what they use fits anyway.
+  inputs.job = {512, 256};
+  EXPECT_GE(*PlanDecoder(inputs, &machine, memory)->placement.gpu_cache_rows, 768);
+}
+
 TEST(HybridPlan, CallsThatWereNotMeasuredFallBackToWhatFits) {
   const ShapedModel decoder(ModelShapes()[3], DType::kQ8_0);
   DecoderPlanInputs inputs = {.config = decoder.config, .weights = decoder.weights};

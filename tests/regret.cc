@@ -39,6 +39,13 @@ std::vector<CallShape> RegretGrid() {
       grid.push_back(Attention(heads.q, heads.kv, heads.dim, q_len, q_len + 2500));
     }
   }
+  for (const int64_t kv_len : {50, 300, 1500, 12000, 40000}) {
+    for (const int64_t q_len : {1, 40}) {
+      CallShape shape = Attention(32, 8, 128, q_len, kv_len);
+      shape.weights = DType::kI8;
+      grid.push_back(shape);
+    }
+  }
   struct Matrix {
     int64_t n, k;
   };

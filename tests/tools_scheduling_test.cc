@@ -6,37 +6,48 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "dispatch/cost_profile.h"
 #include "tests/cli.h"
+#include "tests/simulated_machine.h"
 
 namespace tandem::tools {
 namespace {
 
 using ::testing::HasSubstr;
 
+// A variable of the environment, as it was before when this goes.
+class ScopedEnv {
+ public:
+  ScopedEnv(const char* name, const std::string& value) : name_(name) {
+    if (const char* before = std::getenv(name)) before_ = before;
+    setenv(name, value.c_str(), 1);
+  }
+  ~ScopedEnv() {
+    if (before_) {
+      setenv(name_, before_->c_str(), 1);
+    } else {
+      unsetenv(name_);
+    }
+  }
+  ScopedEnv(const ScopedEnv&) = delete;
+  ScopedEnv& operator=(const ScopedEnv&) = delete;
+
+ private:
+  const char* name_;
+  std::optional<std::string> before_;
+};
+
 // A cache folder of its own, and the emulated device.
 class ProfileWarning : public testing::Test {
  protected:
-  ProfileWarning() {
-    if (const char* cache = std::getenv("XDG_CACHE_HOME")) before_ = cache;
-    setenv("XDG_CACHE_HOME", folder_.c_str(), 1);
-    setenv("TANDEM_CUDA_EMULATED", "1", 1);
-    setenv("TANDEM_THREADS", "1", 1);
-    key_ = Context::Create().value()->machine_key();
-  }
-  ~ProfileWarning() override {
-    if (before_.empty()) {
-      unsetenv("XDG_CACHE_HOME");
-    } else {
-      setenv("XDG_CACHE_HOME", before_.c_str(), 1);
-    }
-    unsetenv("TANDEM_CUDA_EMULATED");
-    unsetenv("TANDEM_THREADS");
-    std::filesystem::remove_all(folder_);
-  }
+  ProfileWarning() { key_ = Context::Create().value()->machine_key(); }
+  ~ProfileWarning() override { std::filesystem::remove_all(folder_); }
   // What `explain` writes to stderr where the profile's file says this.
   std::string WarningOf(const std::string& text, const std::string& path) {
     std::filesystem::create_directories(std::filesystem::path(path).parent_path());
@@ -46,8 +57,9 @@ class ProfileWarning : public testing::Test {
     return result.err;
   }
 
-  std::string before_;
   const std::string folder_ = testing::TempDir() + "profile_warning";
+  const ScopedEnv cache_{"XDG_CACHE_HOME", folder_}, emulated_{"TANDEM_CUDA_EMULATED", "1"},
+      threads_{"TANDEM_THREADS", "1"};
   std::string key_;
 };
 
@@ -87,13 +99,88 @@ TEST_F(ProfileWarning, OneFromBeforeTheDriverChangedIsStale) {
   EXPECT_THAT(result.err, HasSubstr("tandem calibrate measures anew"));
 }
 
+// ---- explain ----
+
+// A profile of a machine that does not exist, in a file.
+class ExplainByProfile : public testing::Test {
+ protected:
+  ExplainByProfile() {
+    simulated::Machine machine(simulated::Machines()[0]);
+    EXPECT_TRUE(SaveCostProfile(path_, machine.Calibrate().profile()).ok());
+  }
+  ~ExplainByProfile() override { std::filesystem::remove(path_); }
+  CliResult Explain(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"explain", "--profile", path_});
+    return RunCli(arguments);
+  }
+  nlohmann::json Json(std::vector<std::string> arguments) {
+    arguments.push_back("--json");
+    const CliResult result = Explain(arguments);
+    EXPECT_EQ(result.code, kExitOk) << result.err;
+    return nlohmann::json::parse(result.out, nullptr, false);
+  }
+  const std::string path_ = testing::TempDir() + "explained_profile.json";
+};
+
+TEST_F(ExplainByProfile, PredictsEveryOpOnBothDevices) {
+  for (const char* op : {"attention", "matmul", "mask", "softmax", "rms_norm", "rope", "silu_mul",
+                         "add", "cast", "argmax"}) {
+    SCOPED_TRACE(op);
+    const auto json = Json({"--op", op});
+    EXPECT_EQ(json["predicted"].size(), 2u);
+    EXPECT_THAT(json["reason"].get<std::string>(), HasSubstr("predicted: "));
+    EXPECT_GT(json["kernels"].size(), 1u);
+  }
+}
+
+// The class whose times are looked up: int8 caches have one of their own.
+TEST_F(ExplainByProfile, NamesTheClassThatItPredictsFrom) {
+  for (const auto& [kv_dtype, measured] :
+       {std::pair("i8", "attention f32 x i8"), std::pair("f16", "attention f32 x f16")}) {
+    const auto json = Json({"--op", "attention", "--kv-dtype", kv_dtype});
+    for (const auto& prediction : json["predicted"]) EXPECT_EQ(prediction["measured"], measured);
+  }
+  CostProfile profile = ReadCostProfile(path_).value();
+  std::erase_if(profile.tables,
+                [](const CostTable& table) { return table.cost_class.weights == DType::kI8; });
+  ASSERT_TRUE(SaveCostProfile(path_, profile).ok());
+  EXPECT_THAT(Explain({"--op", "attention", "--kv-dtype", "i8"}).out,
+              HasSubstr("attention f32 x f16"));
+}
+
+TEST_F(ExplainByProfile, SaysHowBothDevicesWouldShareTheCall) {
+  const auto attention = Json({"--op", "attention", "--kv-len", "60000"});
+  EXPECT_THAT(attention["shared"].get<std::string>(), HasSubstr(" of 60000 keys on the GPU"));
+  EXPECT_THAT(Json({"--op", "matmul", "-N", "65536"})["shared"].get<std::string>(),
+              HasSubstr("of 65536 columns on the GPU"));
+  EXPECT_FALSE(Json({"--op", "rms_norm"}).contains("shared"));
+}
+
+TEST_F(ExplainByProfile, BadInputIsNamed) {
+  struct Bad {
+    std::vector<std::string> arguments;
+    std::string names;
+  };
+  for (const Bad& bad : {Bad{{"--op", "conv"}, "--op"},
+                         Bad{{"--op", "rope", "-N", "100"}, "-N: expected a multiple of 128"},
+                         Bad{{"--op", "matmul", "--weights", "q9"}, "--weights: unknown dtype"},
+                         Bad{{"--op", "attention", "--kv-dtype", "q4_k"}, "k"},
+                         Bad{{"--op", "attention", "--q-heads", "30"}, "heads"},
+                         Bad{{"--op", "matmul", "-M", "-1"}, "-M"},
+                         Bad{{"--op", "matmul", "-K", "9223372036854775807"}, "-K"},
+                         Bad{{"--op", "matmul", "--kernel", "matmul=none"}, "none"}}) {
+    const CliResult result = Explain(bad.arguments);
+    EXPECT_NE(result.code, kExitOk) << bad.names;
+    EXPECT_THAT(result.err, HasSubstr(bad.names));
+  }
+}
+
 // ---- TANDEM_DEVICE=hybrid ----
 
 class DeviceOfTheEnvironment : public testing::Test {
  protected:
-  ~DeviceOfTheEnvironment() override { unsetenv("TANDEM_DEVICE"); }
   static CliResult Generate(const char* device, std::vector<std::string> more) {
-    setenv("TANDEM_DEVICE", device, 1);
+    const ScopedEnv variable("TANDEM_DEVICE", device);
     std::vector<std::string> arguments = {
         "generate", "-m",     TANDEM_SOURCE_DIR "/models/demo.gguf",
         "-p",       "23+45=", "-n",
@@ -132,6 +219,49 @@ TEST_F(DeviceOfTheEnvironment, WhatCannotBeIsSaid) {
     EXPECT_NE(none.code, kExitOk);
     EXPECT_THAT(none.err, HasSubstr("hybrid: there is no GPU"));
   }
+}
+
+// ---- A GPU beside the CPU, and nothing else said ----
+
+// The demo tells the same story, and its ops run on both devices: so says the trace.
+TEST(DemoBesideAGpu, RunsOnBothDevices) {
+  const std::string path = testing::TempDir() + "demo_beside_a_gpu.json";
+  const std::vector<std::string> story = {"generate",
+                                          "-m",
+                                          TANDEM_SOURCE_DIR "/models/demo.gguf",
+                                          "-p",
+                                          "Once there was a girl named Mia.",
+                                          "-n",
+                                          "60",
+                                          "--trace",
+                                          path};
+  const auto run = [&](const char* emulated) {
+    const ScopedEnv variable("TANDEM_CUDA_EMULATED", emulated);
+    const CliResult result = RunCli(story);
+    EXPECT_EQ(result.code, kExitOk) << result.err;
+    return result.out;
+  };
+  const auto calls = [&] {
+    std::ifstream file(path);
+    const auto json = nlohmann::json::parse(file, nullptr, false);
+    std::map<std::string, std::map<std::string, int>> by_device;
+    std::map<int, std::string> names;
+    for (const auto& event : json["traceEvents"]) {
+      if (event["ph"] == "M") names[event["tid"]] = event["args"]["name"];
+    }
+    for (const auto& event : json["traceEvents"]) {
+      if (event["ph"] == "X") ++by_device[names[event["tid"]]][event["name"]];
+    }
+    return by_device;
+  };
+  const std::string alone = run("0");
+  EXPECT_FALSE(calls().contains("cuda:emulated"));
+  const std::string beside = run("1");
+  EXPECT_EQ(beside, alone);
+  auto both = calls();
+  EXPECT_GT(both["cpu"]["matmul"] + both["cpu"]["grouped_matmul"], 100);
+  EXPECT_GE(both["cuda:emulated"]["attention"], 4);  // from 64 keys on
+  std::filesystem::remove(path);
 }
 
 }  // namespace

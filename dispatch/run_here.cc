@@ -1,0 +1,49 @@
+#include "dispatch/run_here.h"
+
+#include <utility>
+
+namespace tandem {
+namespace {
+
+// nullptr: it could not be made.
+std::unique_ptr<Event> Mark(Context& context) {
+  absl::StatusOr<std::unique_ptr<Event>> event =
+      context.device(DeviceKind::kCuda)->stream->Record();
+  return event.ok() ? *std::move(event) : nullptr;
+}
+
+}  // namespace
+
+void PartClock::Begin(Context& context, const Decision& decision) {
+  decision_ = decision;
+  end_ = nullptr;
+  begin_ = Mark(context);
+}
+
+void PartClock::End(Context& context) {
+  if (begin_ != nullptr) end_ = Mark(context);
+}
+
+std::optional<double> PartClock::Take(Context& context) {
+  const std::unique_ptr<Event> begin = std::move(begin_), end = std::move(end_);
+  if (begin == nullptr || end == nullptr) return std::nullopt;
+  const absl::StatusOr<double> seconds = end->SecondsSince(*begin);
+  if (!seconds.ok()) return std::nullopt;  // not finished
+  // A prediction is of a call that is asked for and waited for.
+  if (context.Learns(decision_)) {
+    context.Finished(decision_, *seconds + context.cost_model()->LaunchSeconds(DeviceKind::kCuda));
+  }
+  return *seconds;
+}
+
+void Finished(Context& context, QueuedPart& queued) {
+  const std::optional<double> seconds = queued.clock.Take(context);
+  TraceRecord& record = queued.record;
+  if (!context.trace().enabled() || record.kernel.empty()) return;
+  record.duration_ns =
+      seconds ? static_cast<int64_t>(*seconds * 1e9) : context.trace().Now() - record.start_ns;
+  context.trace().Add(record);
+  record.kernel = {};
+}
+
+}  // namespace tandem
