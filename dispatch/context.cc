@@ -57,7 +57,11 @@ absl::StatusOr<Policy> PolicyFromEnvironment(Policy policy) {
     if (!file) return InvalidArgument("TANDEM_POLICY_FILE: cannot read '", *path, "'");
     std::stringstream text;
     text << file.rdbuf();
-    TANDEM_ASSIGN_OR_RETURN(policy, PolicyFromJson(text.str(), policy));
+    absl::StatusOr<Policy> read = PolicyFromJson(text.str(), policy);
+    if (!read.ok()) {
+      return InvalidArgument("TANDEM_POLICY_FILE '", *path, "': ", Message(read.status()));
+    }
+    policy = *read;
   }
   if (const auto value = Env("POLICY")) {
     absl::StatusOr<PolicyKind> kind = ParsePolicyKind(*value);

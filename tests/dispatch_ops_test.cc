@@ -11,23 +11,12 @@
 #include "core/status.h"
 #include "dispatch/ops.h"
 #include "dispatch/registry.h"
+#include "tests/scoped_env.h"
 
 namespace tandem {
 namespace {
 
 using ::testing::HasSubstr;
-
-// Sets a variable for the life of the object.
-class ScopedEnv {
- public:
-  ScopedEnv(std::string name, const std::string& value) : name_(std::move(name)) {
-    setenv(name_.c_str(), value.c_str(), 1);
-  }
-  ~ScopedEnv() { unsetenv(name_.c_str()); }
-
- private:
-  std::string name_;
-};
 
 std::unique_ptr<Context> MakeContext(ContextOptions options = {}) {
   options.threads = options.threads ? options.threads : 2;
@@ -96,6 +85,7 @@ TEST(Ops, OperandsOnAnAbsentDeviceAreAnError) {
 }
 
 TEST(Ops, AForcedKernelRunsAndIsTraced) {
+  const WithoutGpu alone;
   ContextOptions options;
   options.trace = true;
   options.force_kernel["attention"] = "reference";
@@ -152,6 +142,7 @@ TEST(Context, UnknownNamesAreRefusedWithTheKnownOnes) {
 }
 
 TEST(Context, AForcedDeviceThatIsNotThereIsAnError) {
+  const WithoutGpu alone;
   ContextOptions options;
   options.device = DeviceKind::kCuda;
   const absl::Status status = Context::Create(options).status();
@@ -176,6 +167,7 @@ TEST(Context, EnvironmentOverridesOptions) {
 }
 
 TEST(Context, TheEmulatedDeviceIsThereOnlyWhenAskedFor) {
+  const WithoutGpu alone;
   const Device emulated = {DeviceKind::kCuda, kEmulatedDevice};
   EXPECT_FALSE(MakeContext()->has(emulated));
   {

@@ -13,6 +13,7 @@
 #include "tests/emulated_context.h"
 #include "tests/random_model.h"
 #include "tests/sanitizers.h"
+#include "tests/scoped_env.h"
 
 namespace tandem {
 namespace {
@@ -284,6 +285,7 @@ TEST(Graphs, SayWhatTheyCannot) {
     return context->ReserveWorkspace(DeviceKind::kCuda, int64_t{1} << 20);
   });
   EXPECT_FALSE(grows.ok());
+  const WithoutGpu alone;
   ContextOptions cpu;
   auto host_only = Context::Create(cpu);
   ASSERT_TRUE(host_only.ok());

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "tests/cli.h"
+#include "tests/scoped_env.h"
 #include "tools/command.h"
 #include "tools/terminal.h"
 
@@ -60,6 +61,7 @@ TEST(Cli, BenchDeviceSaysThatTheEmulatedClockIsVirtual) {
 }
 
 TEST(Cli, ExplainNamesDeviceKernelAndReason) {
+  const WithoutGpu alone;
   const CliResult cpu = RunCli({"explain", "--op", "attention", "--json"});
   ASSERT_EQ(cpu.code, kExitOk) << cpu.err;
   auto json = nlohmann::json::parse(cpu.out, nullptr, false);

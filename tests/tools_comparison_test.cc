@@ -14,6 +14,7 @@
 #include "core/status.h"
 #include "tests/cases/escape_xml.h"
 #include "tests/cli.h"
+#include "tests/scoped_env.h"
 #include "tools/comparison.h"
 #include "tools/comparison_grid.h"
 #include "tools/comparison_plot.h"
@@ -188,6 +189,21 @@ std::string ReadAll(const std::string& path) {
   std::stringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+// The emulated device is never shown as a GPU, also where the environment asks for it.
+TEST(BenchCompare, AnEmulatedDeviceIsNotCuda) {
+  const ScopedEnv emulated("TANDEM_CUDA_EMULATED", "1");
+  const std::string path = ::testing::TempDir() + "compare_not_cuda.json";
+  const CliResult result = RunCli({"bench", "--compare", "cpu,cuda", "--quick", "--only",
+                                   "mask_packed", "--longest", "16", "--json", path});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("without cuda: TANDEM_CUDA_EMULATED"));
+  const auto read = ComparisonFromJson(ReadAll(path));
+  ASSERT_TRUE(read.ok()) << read.status();
+  ASSERT_EQ(read->devices.size(), 1u);
+  EXPECT_EQ(read->devices[0].id, "cpu");
+  for (const ComparedPoint& point : read->series.at(0).points) EXPECT_EQ(point.choice, "cpu");
 }
 
 TEST(BenchCompare, MeasuresTheCpuAlone) {

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "tests/cli.h"
+#include "tests/scoped_env.h"
 
 namespace tandem::tools {
 namespace {
@@ -36,6 +37,7 @@ TEST(CliGenerate, RecallsAValue) {
 }
 
 TEST(CliGenerate, JsonExplainSaysWhatRanWhereAndWhy) {
+  const WithoutGpu alone;
   const CliResult result =
       RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4", "--json", "--explain"});
   ASSERT_EQ(result.code, kExitOk) << result.err;
@@ -92,6 +94,7 @@ TEST(CliGenerate, ASeedRepeatsASampledText) {
 }
 
 TEST(CliGenerate, ErrorsNameWhatIsWrong) {
+  const WithoutGpu alone;
   const CliResult missing = RunCli({"generate", "-m", "no/such.gguf", "-p", "x"});
   EXPECT_EQ(missing.code, kExitUsage);
   EXPECT_THAT(missing.err, HasSubstr("no/such.gguf"));
@@ -234,6 +237,7 @@ TEST(CliGenerate, FailsLoudlyWhenTheForcedGpuIsLost) {
 }
 
 TEST(CliGenerate, FaultsAreForTheEmulatedDevice) {
+  const WithoutGpu alone;
   const FaultVariable fault("lost@LaunchGraph:1");
   const CliResult result = RunCli({"generate", "-m", kModel, "-p", "23+45=", "-n", "4"});
   EXPECT_EQ(result.code, kExitUsage);

@@ -14,34 +14,13 @@
 
 #include "dispatch/cost_profile.h"
 #include "tests/cli.h"
+#include "tests/scoped_env.h"
 #include "tests/simulated_machine.h"
 
 namespace tandem::tools {
 namespace {
 
 using ::testing::HasSubstr;
-
-// A variable of the environment, as it was before when this goes.
-class ScopedEnv {
- public:
-  ScopedEnv(const char* name, const std::string& value) : name_(name) {
-    if (const char* before = std::getenv(name)) before_ = before;
-    setenv(name, value.c_str(), 1);
-  }
-  ~ScopedEnv() {
-    if (before_) {
-      setenv(name_, before_->c_str(), 1);
-    } else {
-      unsetenv(name_);
-    }
-  }
-  ScopedEnv(const ScopedEnv&) = delete;
-  ScopedEnv& operator=(const ScopedEnv&) = delete;
-
- private:
-  const char* name_;
-  std::optional<std::string> before_;
-};
 
 // A cache folder of its own, and the emulated device.
 class ProfileWarning : public testing::Test {
@@ -173,6 +152,16 @@ TEST_F(ExplainByProfile, BadInputIsNamed) {
     EXPECT_NE(result.code, kExitOk) << bad.names;
     EXPECT_THAT(result.err, HasSubstr(bad.names));
   }
+  // A forced kernel that cannot is no other one.
+  const CliResult forced =
+      RunCli({"explain", "--op", "matmul", "-M", "64", "--kernel", "matmul=gemv_scalar"});
+  EXPECT_EQ(forced.code, kExitFailed);
+  EXPECT_THAT(forced.out, HasSubstr("cannot run on cpu: kernel gemv_scalar is forced"));
+  std::ofstream(path_) << "{}";
+  EXPECT_THAT(Explain({"--op", "matmul"}).err, HasSubstr("--profile " + path_));
+  const ScopedEnv file("TANDEM_POLICY_FILE", path_);
+  std::ofstream(path_) << R"({"polcy": "cpu"})";
+  EXPECT_THAT(RunCli({"explain", "--op", "matmul"}).err, HasSubstr(path_));
 }
 
 // ---- TANDEM_DEVICE=hybrid ----

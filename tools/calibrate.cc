@@ -2,8 +2,10 @@
 // runs put calls where they take least. tandem calibrate kernels: which kernel is fastest for which
 // calls.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 #include <optional>
+#include <string_view>
 
 #include "absl/strings/str_format.h"
 #include "core/status.h"
@@ -96,7 +98,18 @@ void Print(const CostCalibration& result) {
   devices.Print(std::cout, UseColor(1));
   if (!profile.devices[DeviceKind::kCuda].name.empty()) copies.Print(std::cout, UseColor(1));
   std::cout << profile.tables.size() << " classes of calls measured\n";
-  for (const std::string& note : result.notes) std::cout << note << "\n";
+  // On a busy machine that is most of them: one line says it.
+  constexpr std::string_view kCoarse = "points, for lack of time";
+  const auto coarse = std::count_if(result.notes.begin(), result.notes.end(),
+                                    [&](const auto& note) { return note.ends_with(kCoarse); });
+  constexpr int kFew = 4;
+  for (const std::string& note : result.notes) {
+    if (coarse <= kFew || !note.ends_with(kCoarse)) std::cout << note << "\n";
+  }
+  if (coarse > kFew) {
+    std::cout << coarse << " of them with fewer points than on an idle machine, for lack of time: "
+              << "again when nothing else runs, or with more --seconds, predicts better\n";
+  }
 }
 
 // The GPU is measured if there is one, without being asked for.

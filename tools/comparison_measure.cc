@@ -85,6 +85,12 @@ class Measurement {
         result_.absent.emplace_back(id, "no such device");
         continue;
       }
+      if (id == "cuda" && run.context->has({DeviceKind::kCuda, kEmulatedDevice})) {
+        result_.absent.emplace_back(
+            id,
+            "TANDEM_CUDA_EMULATED puts the emulated device in its place; compare cuda:emulated");
+        continue;
+      }
       runs_.push_back(std::move(run));
     }
     if (seen.contains("cuda") && seen.contains("cuda:emulated")) {
@@ -102,6 +108,8 @@ class Measurement {
       free.cuda = free.cuda || run.id == "cuda";
       free.cuda_emulated = free.cuda_emulated || run.id == "cuda:emulated";
     }
+    // The environment may name a device that is not compared.
+    if (!free.cuda && !free.cuda_emulated) free.device = DeviceKind::kCpu;
     TANDEM_ASSIGN_OR_RETURN(free_, OpenContext(free));
     const PolicyKind kind = free_->options().policy.kind;
     result_.policy = std::string(Name(kind));

@@ -103,11 +103,16 @@ void PrintText(const nlohmann::json& json) {
   const auto seconds = [](const nlohmann::json& object, const char* name) {
     return HumanSeconds(object[name].get<double>());
   };
-  std::cout << text(json, "op") << " runs on " << Styled(text(json, "device"), Style::kBold, color)
-            << ": " << text(json, "reason") << "\n"
-            << absl::StrFormat("%s read and written, %.3g operations, operands on %s, policy %s\n",
-                               HumanBytes(json["bytes"].get<double>()), json["flops"].get<double>(),
-                               text(json, "operands"), text(json, "policy"))
+  std::cout << text(json, "op") << (json["runs"].get<bool>() ? " runs on " : " cannot run on ")
+            << Styled(text(json, "device"), Style::kBold, color) << ": " << text(json, "reason")
+            << "\n"
+            << absl::StrFormat(
+                   "%s read and written, %.3g operations, operands on %s, policy %s%s\n",
+                   HumanBytes(json["bytes"].get<double>()), json["flops"].get<double>(),
+                   text(json, "operands"), text(json, "policy"),
+                   text(json, "policy") != "auto" ? ""
+                   : json["predicted"].size() > 1 ? " (calibrated)"
+                                                  : " (fixed)")
             << "times of calls: " << text(json, "cost_profile") << "\n";
   if (!json["predicted"].empty()) {
     Table times({"predicted on", "name", "call", "copies", "together", "from times of"});
@@ -205,12 +210,21 @@ int Print(Context& context, const Args& args, const CallShape& shape, const Opti
   const std::string sharing = Sharing(shape, model, inputs.facts.operands.kind);
   if (!sharing.empty()) json["shared"] = sharing;
   const bool chosen = AddKernels(context, args, inputs.facts, decision, json);
+  // Of a device that is not here nobody knows its kernels.
+  const bool runs = chosen || where == nullptr;
+  json["runs"] = runs;
+  if (!runs) {
+    const std::string& forced = context.forced_kernel(Args::kOp);
+    json["reason"] = forced.empty()
+                         ? absl::StrCat(json["reason"].get<std::string>(), ", which has no kernel")
+                         : absl::StrCat("kernel ", forced, " is forced, and cannot");
+  }
   if (options.json) {
     std::cout << json.dump(2) << "\n";
   } else {
     PrintText(json);
   }
-  return chosen || decision.device != DeviceKind::kCpu ? kExitOk : kExitFailed;
+  return runs ? kExitOk : kExitFailed;
 }
 
 // Which ops are described by sizes, and by which.
@@ -251,8 +265,11 @@ absl::StatusOr<CallShape> ShapeOf(const Options& o) {
 absl::StatusOr<int> Run(const Options& o) {
   TANDEM_ASSIGN_OR_RETURN(ContextOptions context_options, ToContextOptions(o.compute));
   if (!o.profile.empty()) {  // of whichever machine
-    TANDEM_ASSIGN_OR_RETURN(CostProfile profile, ReadCostProfile(o.profile));
-    TANDEM_ASSIGN_OR_RETURN(CostModel model, CostModel::FromProfile(std::move(profile)));
+    absl::StatusOr<CostProfile> profile = ReadCostProfile(o.profile);
+    if (!profile.ok()) {
+      return InvalidArgument("--profile ", o.profile, ": ", Message(profile.status()));
+    }
+    TANDEM_ASSIGN_OR_RETURN(CostModel model, CostModel::FromProfile(*std::move(profile)));
     context_options.cost_model = std::make_shared<const CostModel>(std::move(model));
   }
   TANDEM_ASSIGN_OR_RETURN(auto context, OpenContext(context_options));
