@@ -37,11 +37,11 @@ std::optional<double> PartClock::Take(Context& context) {
 }
 
 void Finished(Context& context, QueuedPart& queued) {
-  const std::optional<double> seconds = queued.clock.Take(context);
+  queued.clock.Take(context);
   TraceRecord& record = queued.record;
   if (!context.trace().enabled() || record.kernel.empty()) return;
-  record.duration_ns =
-      seconds ? static_cast<int64_t>(*seconds * 1e9) : context.trace().Now() - record.start_ns;
+  // On the trace's line of time, until it was known to be finished.
+  record.duration_ns = context.trace().Now() - record.start_ns;
   context.trace().Add(record);
   record.kernel = {};
 }

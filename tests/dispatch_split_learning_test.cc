@@ -323,7 +323,7 @@ TEST_F(SplitLearningTest, NothingIsLearnedOnRequestOrFromFaults) {
   EXPECT_EQ(Factor(OpKind::kMatMul, DeviceKind::kCpu), kUp);
 }
 
-// Predicted beside actual, for each part; the GPU's by its own clock.
+// Predicted beside actual, for each part.
 TEST_F(SplitLearningTest, TheTraceHasBothOfEachPart) {
   ContextOptions options;
   options.trace = true;

@@ -9,28 +9,31 @@ namespace tandem {
 
 class ScopedEnv {
  public:
-  ScopedEnv(const std::string& name, const std::string& value) : name_(name) {
+  // Without a value: not there.
+  ScopedEnv(const std::string& name, const std::optional<std::string>& value) : name_(name) {
     if (const char* before = std::getenv(name_.c_str())) before_ = before;
-    setenv(name_.c_str(), value.c_str(), 1);
+    Set(value);
   }
-  ~ScopedEnv() {
-    if (before_) {
-      setenv(name_.c_str(), before_->c_str(), 1);
-    } else {
-      unsetenv(name_.c_str());
-    }
-  }
+  ~ScopedEnv() { Set(before_); }
   ScopedEnv(const ScopedEnv&) = delete;
   ScopedEnv& operator=(const ScopedEnv&) = delete;
 
  private:
+  void Set(const std::optional<std::string>& value) const {
+    if (value) {
+      setenv(name_.c_str(), value->c_str(), 1);
+    } else {
+      unsetenv(name_.c_str());
+    }
+  }
+
   const std::string name_;
   std::optional<std::string> before_;
 };
 
 // For tests of what there is without a GPU, where the others run beside the emulated one.
 class WithoutGpu {
-  ScopedEnv emulated_{"TANDEM_CUDA_EMULATED", "0"};
+  ScopedEnv emulated_{"TANDEM_CUDA_EMULATED", std::nullopt};
 };
 
 }  // namespace tandem
