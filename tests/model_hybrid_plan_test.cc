@@ -100,7 +100,7 @@ TEST(HybridPlan, CachesAreCutWhereThatIsPredictedToPay) {
     EXPECT_LT(*plan->placement.gpu_cache_rows, 131072);
     EXPECT_LT(*plan->placement.gpu_cache_rows, before);
     before = *plan->placement.gpu_cache_rows;
-    EXPECT_GT(OnGpu(plan->placement), OnGpu(whole->placement));
+    EXPECT_GT(HalvesOnGpu(plan->placement), HalvesOnGpu(whole->placement));
     EXPECT_LT(plan->seconds * 1.1, whole->seconds);
     EXPECT_EQ(EvaluateDecoder(inputs, &machine, memory, plan->placement).seconds, plan->seconds);
     EXPECT_THAT(plan->placement.reason, HasSubstr("with whole caches "));
