@@ -11,6 +11,7 @@
 #include "dispatch/ops.h"
 #include "tests/allocation_counter.h"
 #include "tests/emulated_context.h"
+#include "tests/made_up_costs.h"
 
 namespace tandem::cases {
 namespace {
@@ -18,21 +19,9 @@ namespace {
 constexpr int64_t kSize = 48;
 using Rule = Decision::Rule;
 
-// A machine on which products of f32 take so long, whatever their size, and copies nothing.
+// A machine on which products of f32 take so long.
 std::shared_ptr<const CostModel> Model(double cpu_seconds, double gpu_seconds) {
-  CostProfile profile;
-  profile.machine = "made up";
-  for (const DeviceKind kind : kDeviceKinds) {
-    profile.devices[kind] = {std::string(Name(kind)), 0.0, 1e12};
-    profile.copies_to[kind] = {CopyCosts{0.0, 1e18}, CopyCosts{0.0, 1e18}};
-    const double seconds = kind == DeviceKind::kCpu ? cpu_seconds : gpu_seconds;
-    profile.tables.push_back({.cost_class = {OpKind::kMatMul, DType::kF32, DType::kF32, false},
-                              .device = kind,
-                              .rows = {1.0, 1e6},
-                              .work = {1.0, 1e12},
-                              .seconds = std::vector<double>(4, seconds)});
-  }
-  return std::make_shared<const CostModel>(CostModel::FromProfile(std::move(profile)).value());
+  return ConstantModel({OpKind::kMatMul}, cpu_seconds, gpu_seconds);
 }
 
 class LearningTest : public testing::Test {

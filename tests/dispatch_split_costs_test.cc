@@ -17,7 +17,7 @@
 #include "tests/allocation_counter.h"
 #include "tests/cases/random.h"
 #include "tests/emulated_context.h"
-#include "tests/simulated_machine.h"
+#include "tests/made_up_costs.h"
 
 namespace tandem::cases {
 namespace {
@@ -25,19 +25,6 @@ namespace {
 using simulated::Machine;
 using simulated::Machines;
 using simulated::MachineSpec;
-
-// What the machine really takes.
-SplitCosts Truth(const Machine& machine) {
-  SplitCosts costs;
-  costs.call = [&machine](const OpFacts& facts, DeviceKind device) -> std::optional<double> {
-    return machine.CallSeconds(facts, device);
-  };
-  costs.copy = [&machine](DeviceKind from, DeviceKind to, int64_t bytes) {
-    return machine.CopySeconds(from, to, bytes, /*pinned=*/true);
-  };
-  costs.queue_seconds = machine.spec().gpu.launch_seconds;
-  return costs;
-}
 
 struct Problem {
   std::string name;
@@ -100,7 +87,7 @@ TEST(SplitCosts, TheShareIsThatOfBruteForceOnEveryMachine) {
   for (const MachineSpec& spec : Machines()) {
     Machine machine(spec, 1);
     const CostModel model = machine.Calibrate();
-    const SplitCosts costs = CostsOf(model), truth = Truth(machine);
+    const SplitCosts costs = CostsOf(model), truth = TruthOf(machine);
     double sum = 0.0, worst = 0.0;
     int count = 0, split = 0;
     std::string worst_name;
@@ -160,7 +147,7 @@ TEST(SplitCosts, KnowInt8Caches) {
     }
     const auto choice = ChooseAttentionSplit(CostsOf(model), call, DeviceKind::kCpu, 8000);
     ASSERT_TRUE(choice.ok()) << choice.status();
-    const SplitCosts truth = Truth(machine);
+    const SplitCosts truth = TruthOf(machine);
     EXPECT_LE(AttentionSeconds(truth, call, DeviceKind::kCpu, choice->gpu),
               1.2 * std::min(AttentionSeconds(truth, call, DeviceKind::kCpu, 0),
                              AttentionSeconds(truth, call, DeviceKind::kCpu, 8000)))

@@ -15,7 +15,7 @@
 #include "dispatch/split_costs.h"
 #include "dispatch/split_matmul.h"
 #include "tests/emulated_context.h"
-#include "tests/simulated_machine.h"
+#include "tests/made_up_costs.h"
 
 namespace tandem::cases {
 namespace {
@@ -63,18 +63,6 @@ SharedCall WideProduct() {
           [=](DeviceKind kind, int64_t gpu) { return PartFacts(call, kind, gpu); }, call.n};
 }
 
-SplitCosts Truth(const Machine& machine) {
-  SplitCosts costs;
-  costs.call = [&machine](const OpFacts& facts, DeviceKind device) -> std::optional<double> {
-    return machine.CallSeconds(facts, device);
-  };
-  costs.copy = [&machine](DeviceKind from, DeviceKind to, int64_t bytes) {
-    return machine.CopySeconds(from, to, bytes, /*pinned=*/true);
-  };
-  costs.queue_seconds = machine.spec().gpu.launch_seconds;
-  return costs;
-}
-
 class Sharing {
  public:
   Sharing(const MachineSpec& spec, const SharedCall& call)
@@ -82,7 +70,7 @@ class Sharing {
         model_(machine_.Calibrate()),
         correction_(model_.num_tables()),
         costs_(CostsOf(model_, &correction_)),
-        truth_(Truth(machine_)),
+        truth_(TruthOf(machine_)),
         call_(call) {}
 
   Machine& machine() { return machine_; }
@@ -165,21 +153,7 @@ TEST(SplitLearning, ManyOfTheSimulatedCallsAreShared) {
 
 // Every attention and every product takes so long on each device.
 std::shared_ptr<const CostModel> Model(double cpu_seconds, double gpu_seconds) {
-  CostProfile profile;
-  profile.machine = "made up";
-  for (const DeviceKind kind : kDeviceKinds) {
-    profile.devices[kind] = {std::string(Name(kind)), 0.0, 1e12};
-    profile.copies_to[kind] = {CopyCosts{0.0, 1e18}, CopyCosts{0.0, 1e18}};
-    const double seconds = kind == DeviceKind::kCpu ? cpu_seconds : gpu_seconds;
-    for (const OpKind op : {OpKind::kMatMul, OpKind::kAttention}) {
-      profile.tables.push_back({.cost_class = {op, DType::kF32, DType::kF32, false},
-                                .device = kind,
-                                .rows = {1.0, 1e6},
-                                .work = {1.0, 1e12},
-                                .seconds = std::vector<double>(4, seconds)});
-    }
-  }
-  return std::make_shared<const CostModel>(CostModel::FromProfile(std::move(profile)).value());
+  return ConstantModel({OpKind::kMatMul, OpKind::kAttention}, cpu_seconds, gpu_seconds);
 }
 
 class SplitLearningTest : public testing::Test {
