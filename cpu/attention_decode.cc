@@ -90,11 +90,13 @@ void ProcessKeys(const DecodeTask& task, int worker, int64_t begin, int64_t end,
   };
   const auto k_rows = [&](int64_t t) {
     const KeyTile<T>& tile = *ring[t % kRing];
-    return Fetcher<T>(tile.k, tile.keys, args.head_dim() * bytes);
+    return Fetcher<T>(tile.k, tile.keys, args.head_dim() * bytes,
+                      task.plan->fetch_into_second_level);
   };
   const auto v_rows = [&](int64_t t) {
     const KeyTile<T>& tile = *ring[t % kRing];
-    return Fetcher<T>(tile.v, tile.keys, args.v_head_dim() * bytes);
+    return Fetcher<T>(tile.v, tile.keys, args.v_head_dim() * bytes,
+                      task.plan->fetch_into_second_level);
   };
   describe(0);
   if (tiles == 0) return;
@@ -293,16 +295,18 @@ template <Products kHow>
 absl::Status RunDecode(const KernelContext& context, const AttentionArgs& args) {
   if (args.out.empty() && (!args.lse.present() || args.lse.empty())) return absl::OkStatus();
   ThreadPool& pool = CpuStream::Of(context).pool();
-  const DecodePlan plan = MakePlan(args, pool.size(), *context.workspace);
+  DecodePlan plan = MakePlan(args, pool.size(), *context.workspace);
+  const int64_t bytes = plan.keys * ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim());
+  // AMX tells Intel's cores from others. What fits the caches may be there, and then comes late.
+  constexpr int64_t kFromMemory = int64_t{16} << 20;
+  plan.fetch_into_second_level = CpuStream::Of(context).features().amx_bf16 && bytes >= kFromMemory;
   if (!context.workspace->ok()) return absl::InternalError("attention: workspace too small");
   for (int64_t i = 0; i < plan.heads; ++i) new (&plan.finished[i]) std::atomic<int64_t>(0);
   std::fill_n(plan.fetched, plan.workers, int64_t{-1});
   std::fill_n(plan.zeros, plan.acc_stride * static_cast<int64_t>(sizeof(float)), char{0});
-  const int64_t row_bytes = ByteOffset(args.k.dtype, args.head_dim() + args.v_head_dim());
   pool.ParallelFor(
       plan.heads * plan.chunks,
-      [&](int64_t task, int worker) { RunDecodeTask<kHow>(args, plan, task, worker); },
-      plan.keys * row_bytes);
+      [&](int64_t task, int worker) { RunDecodeTask<kHow>(args, plan, task, worker); }, bytes);
   return absl::OkStatus();
 }
 

@@ -32,7 +32,8 @@ struct DecodePlan {
   int64_t heads;        // B * Hkv
   int64_t keys;         // visible ones of all sequences
   int workers;
-  DecodeRows alike;  // of the first sequence; unless the batch is ragged, of all
+  bool fetch_into_second_level;  // see Fetcher; speed only
+  DecodeRows alike;              // of the first sequence; unless the batch is ragged, of all
 
   // Per worker.
   float* q;          // [padded_rows * q_stride]

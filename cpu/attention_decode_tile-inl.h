@@ -110,12 +110,17 @@ HWY_INLINE VF MaxOfRows(VF x) {
 // that misses holds one of the few requests the memory system takes at a time and waits for it, so
 // they go out evenly, in the order of use, and one tile ahead. Two tiles ahead, with K and V as two
 // streams, the same loops read 27-31 GB/s from memory instead of 36 (Zen 5, 43 for a plain sum).
+// Into the first-level cache, or only into the second: there Zen 5 drops what comes in a burst, and
+// Emerald Rapids takes more requests at a time (docs/results/attention.md).
 template <typename T>
 class Fetcher {
  public:
   // rows[0 .. count), count >= 1, of row_bytes each.
-  Fetcher(const T* const* rows, int64_t count, int64_t row_bytes)
-      : next_(rows), last_(rows + count - 1), row_bytes_(row_bytes) {
+  Fetcher(const T* const* rows, int64_t count, int64_t row_bytes, bool into_second_level)
+      : next_(rows),
+        last_(rows + count - 1),
+        row_bytes_(row_bytes),
+        into_second_level_(into_second_level) {
     // Rows behind each other are one long one (or look so: then the wrong lines are fetched).
     if (Address(*last_) - Address(*next_) == static_cast<uintptr_t>((count - 1) * row_bytes)) {
       row_bytes_ *= count;
@@ -152,7 +157,8 @@ class Fetcher {
   HWY_INLINE void FetchLines() {
     TANDEM_UNROLL
     for (int i = 0; i < kLines; ++i) {
-      __builtin_prefetch(reinterpret_cast<const char*>(line_ + i * kLine), 0, 3);
+      const char* line = reinterpret_cast<const char*>(line_ + i * kLine);
+      into_second_level_ ? __builtin_prefetch(line, 0, 2) : __builtin_prefetch(line, 0, 3);
     }
     line_ += kLines * kLine;
     if (HWY_LIKELY(line_ < end_)) return;
@@ -165,6 +171,7 @@ class Fetcher {
   const T* const* last_;
   int64_t row_bytes_;
   uintptr_t line_, end_;
+  bool into_second_level_;
   bool done_ = false;
 };
 
