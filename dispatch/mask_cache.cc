@@ -16,7 +16,7 @@ absl::StatusOr<std::shared_ptr<const Tensor>> MaskCache::Get(Context& context, c
                                                              DType dtype, Device device) {
   const Key key = {rule, dtype, device};
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = by_key_.find(key);
     if (found != by_key_.end()) {
       ++stats_.hits;
@@ -60,7 +60,7 @@ std::shared_ptr<const Tensor> MaskCache::Keep(const Key& key, std::shared_ptr<co
   const int64_t bytes = mask->buffer()->bytes();
   if (bytes > options_.max_bytes || options_.max_entries < 1) return mask;
   Entries dropped;  // freed after the lock
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = by_key_.find(key);
   if (found != by_key_.end()) return found->second->mask;
   while (stats_.entries >= options_.max_entries || stats_.bytes + bytes > options_.max_bytes) {
@@ -78,13 +78,13 @@ std::shared_ptr<const Tensor> MaskCache::Keep(const Key& key, std::shared_ptr<co
 }
 
 MaskCacheStats MaskCache::stats() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return stats_;
 }
 
 void MaskCache::Clear() {
   Entries dropped;
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   by_key_.clear();
   dropped.swap(entries_);
   stats_.entries = 0;

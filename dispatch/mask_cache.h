@@ -9,13 +9,12 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <mutex>
 #include <tuple>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "core/buffer.h"
 #include "core/ops/mask_rule.h"
 #include "core/tensor.h"
@@ -83,15 +82,14 @@ class MaskCache {
 
   absl::StatusOr<std::shared_ptr<const Tensor>> Make(Context& context, const Key& key);
   // The kept mask of that key: `mask`, or the one that another thread kept meanwhile.
-  std::shared_ptr<const Tensor> Keep(const Key& key, std::shared_ptr<const Tensor> mask)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<const Tensor> Keep(const Key& key, std::shared_ptr<const Tensor> mask);
 
   const MaskCacheOptions options_;
   const std::shared_ptr<Allocator> host_allocator_;
-  mutable absl::Mutex mutex_;
-  Entries entries_ ABSL_GUARDED_BY(mutex_);  // most recently used first
-  absl::flat_hash_map<Key, Entries::iterator> by_key_ ABSL_GUARDED_BY(mutex_);
-  MaskCacheStats stats_ ABSL_GUARDED_BY(mutex_);
+  mutable std::mutex mutex_;  // of what follows
+  Entries entries_;           // most recently used first
+  absl::flat_hash_map<Key, Entries::iterator> by_key_;
+  MaskCacheStats stats_;
 };
 
 }  // namespace tandem

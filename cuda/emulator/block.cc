@@ -74,9 +74,11 @@ Block::Block(Launch& launch, BlockPool& pool, int64_t index)
   warps_.resize(static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
   pool.shared.Begin(launch.config.shared_bytes);
   // A stack that a race detector takes for one thread's is given to no other until it has
-  // forgotten: by turns.
+  // forgotten: by turns. What one block's thread did comes before what a later one's with its stack
+  // does, so blocks that share them have no races. With three turns these are not the blocks of one
+  // sequence and head, whose numbers differ by the number of heads, mostly a power of two.
   if (kDetectsRaces) {
-    while (pool.fibers.size() < 2 * lanes_.size()) {
+    while (pool.fibers.size() < 3 * lanes_.size()) {
       pool.fibers.push_back(std::make_unique<Fiber>(FiberStackBytes()));
     }
     const auto middle = pool.fibers.begin() + static_cast<std::ptrdiff_t>(lanes_.size());

@@ -64,6 +64,7 @@ struct EmulatorOptions {
   // For tests of the race detector: every block runs twice, so that whatever a kernel writes races
   // with what its twin writes. The results mean nothing.
   bool twin_blocks = false;
+  bool dry_run = false;  // launches are counted in the statistics, and nothing runs
 
   // "fifo", "lifo", "reverse" or "random:SEED", and then, if asynchronous work is not to be lazy,
   // ",eager" or ",random". InvalidArgument otherwise.

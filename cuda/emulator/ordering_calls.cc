@@ -6,18 +6,18 @@
 namespace tandem::cuda::emulator {
 
 std::set<std::string> OrderingCalls::met() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(busy_);
   return met_;
 }
 
 void OrderingCalls::LeaveOut(const std::string& call) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(busy_);
   left_out_ = call;
 }
 
 bool OrderingCalls::LeavesOut(const char* name, Site site) {
   const std::string call = absl::StrCat(name, " ", ToString(site));
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(busy_);
   met_.insert(call);
   return call == left_out_;
 }

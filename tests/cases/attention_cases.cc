@@ -415,7 +415,7 @@ Operands Case::MakeOperands() const {
   }
   operands.Output("out", out_dtype, {q_batch, q_heads, rows, dv}, out_layout);
   if (lse) operands.Output("lse", DType::kF32, {q_batch, q_heads, rows}, out_layout);
-  if (!operands.status().ok()) return operands;
+  if (!operands.status().ok() || Operands::WithoutValues::any()) return operands;
   const AttentionArgs args = Bind(Views(operands));
   if (Validate(args).ok()) PlaceNan(*this, args);
   return operands;

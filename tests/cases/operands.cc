@@ -90,6 +90,8 @@ void ForEachElement(const Operand& operand, Fn&& fn) {
   });
 }
 
+thread_local int without_values = 0;
+
 constexpr uint64_t kHashSeed = 14695981039346656037u;  // FNV-1a
 
 // Of outputs only.
@@ -124,6 +126,16 @@ TensorView Operand::At(void* base) const {
   return result;
 }
 
+Operands::WithoutValues::WithoutValues() { ++without_values; }
+Operands::WithoutValues::~WithoutValues() { --without_values; }
+bool Operands::WithoutValues::any() { return without_values > 0; }
+
+int64_t Operands::bytes() const {
+  int64_t bytes = 0;
+  for (const Operand& operand : operands_) bytes += static_cast<int64_t>(operand.bytes.size());
+  return bytes;
+}
+
 void Operands::Input(std::string_view name, DType dtype, const Shape& shape, Layout layout,
                      const Fill& fill) {
   Add(name, Role::kInput, dtype, shape, layout, fill);
@@ -156,6 +168,10 @@ void Operands::Add(std::string_view name, Role role, DType dtype, const Shape& s
   operand.offset = kGuardBytes + ByteOffset(dtype, placement.offset);
   operand.bytes.resize(
       static_cast<size_t>(operand.offset + ByteExtent(operand.view) + kGuardBytes));
+  if (WithoutValues::any()) {
+    operands_.push_back(std::move(operand));
+    return;
+  }
   for (size_t i = 0; i < operand.bytes.size(); ++i) {
     operand.bytes[i] = role == Role::kInput ? kPoison : Pattern(i);
   }

@@ -58,6 +58,17 @@ struct Operand {
 // A case's operands, in host memory, before the run.
 class Operands {
  public:
+  // While one lives, this thread makes operands without values: enough to learn how large they are
+  // and whether a kernel takes them, in a fraction of the time.
+  class WithoutValues {
+   public:
+    WithoutValues();
+    ~WithoutValues();
+    WithoutValues(const WithoutValues&) = delete;
+    WithoutValues& operator=(const WithoutValues&) = delete;
+    static bool any();  // does one live?
+  };
+
   // Layouts that a dtype or rank cannot have (a transposed block format) fall back to kPadded.
   // Errors (bad shapes, too large) are kept until status() is asked.
   void Input(std::string_view name, DType dtype, const Shape& shape, Layout layout,
@@ -69,6 +80,7 @@ class Operands {
 
   const absl::Status& status() const { return status_; }
   const std::vector<Operand>& all() const { return operands_; }
+  int64_t bytes() const;  // of all, guards included
   // The view of an operand on the initial contents; an absent one (rank 0) if there is none.
   TensorView View(std::string_view name) const;
 
