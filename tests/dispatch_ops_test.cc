@@ -210,6 +210,7 @@ TEST(Context, PolicyFileIsReadAndTheEnvironmentWins) {
 }
 
 TEST(Trace, ChromeTraceIsValidJsonWithOneEventPerCall) {
+  const WithoutGpu alone;
   ContextOptions options;
   options.trace = true;
   auto context = MakeContext(options);
