@@ -16,6 +16,7 @@
 #include "tests/generation_steps.h"
 #include "tests/random_model.h"
 #include "tests/sanitizers.h"
+#include "tests/scoped_env.h"
 
 namespace tandem {
 namespace {
@@ -40,6 +41,7 @@ struct Decoder {
 };
 
 std::shared_ptr<Context> MakeContext(bool gpu, bool trace = false) {
+  const WithoutGpu unless_asked_for;
   ContextOptions options;
   options.threads = 1;
   options.kernel_profile = "off";
