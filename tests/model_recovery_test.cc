@@ -182,10 +182,11 @@ TEST(Recovery, EveryCallOfAGenerationMayFail) {
                            "BeginCapture", "EndCapture", "Synchronize"}) {
     EXPECT_TRUE(matrix.calls().contains(call)) << call;
   }
-  EXPECT_GT(moved, 10);
-  EXPECT_GT(copied, 3);
-  EXPECT_GT(computed, 3);
-  EXPECT_GT(fallbacks, 10);
+  // Each way out was taken, more than by chance.
+  EXPECT_GT(moved, 3);
+  EXPECT_GT(copied, 1);
+  EXPECT_GT(computed, 1);
+  EXPECT_GT(fallbacks, 3);
   matrix.Publish("generations.md", "Whole generations, from loading the weights to the last token");
 }
 
