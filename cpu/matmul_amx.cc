@@ -249,7 +249,9 @@ void MultiplyStrip16(const char* rows, const char* panel, int64_t steps, bool ac
 void Multiply(const char* rows, const char* panel, int64_t steps, int64_t row_tiles,
               bool accumulate, float* sums, Request request) {
   const TileConfig config(TileShapes::AllFull());
-  const int64_t lines = Ceil(request.lines(), row_tiles / 2 * 2 * steps);
+  // Of each step of a square; a last block of rows may be one tile, without squares.
+  const int64_t square_steps = row_tiles / 2 * 2 * steps;
+  const int64_t lines = square_steps > 0 ? Ceil(request.lines(), square_steps) : 0;
   int64_t t = 0;
   for (; t + 2 <= row_tiles; t += 2) {
     const char* upper = rows + t * kChunkBytes;

@@ -94,6 +94,25 @@ TEST_F(CpuAmxMatMulTest, NonFiniteActivationsPoisonTheirRowOnly) {
   }
 }
 
+// So many rows that blocks of 512 leave one tile to the last.
+TEST_F(CpuAmxMatMulTest, TheLastBlockOfRowsMayBeOneTile) {
+  constexpr int64_t kM = 31 * 512 + 1, kFew = 40, kN = 70, kK = 64;
+  for (const DType b : {DType::kBF16, DType::kQ8_0}) {
+    const Problem p = Make(kM, kN, kK, b);
+    MatMulArgs few = p.args;
+    few.a = Slice(p.args.a, 0, kM - kFew, kFew);
+    few.out = Slice(p.args.out, 0, kM - kFew, kFew);
+    CpuStream stream(pool_, DetectCpu());
+    ASSERT_TRUE(RunKernel(For(b), p.args, stream).ok());
+    std::vector<double> all;
+    for (int64_t e = 0; e < kFew * kN; ++e) all.push_back(Load(few.out, 0, e / kN, e % kN));
+    ASSERT_TRUE(RunKernel(For(b), few, stream).ok());
+    for (int64_t e = 0; e < kFew * kN; ++e) {
+      ASSERT_EQ(Load(few.out, 0, e / kN, e % kN), all[static_cast<size_t>(e)]) << Name(b) << e;
+    }
+  }
+}
+
 // How panels are shared out depends on the number of threads; sums do not.
 TEST_F(CpuAmxMatMulTest, BitsDoNotDependOnThreads) {
   constexpr int64_t kM = 66, kN = 700;
