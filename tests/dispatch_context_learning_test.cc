@@ -27,13 +27,8 @@ std::shared_ptr<const CostModel> Model(double cpu_seconds, double gpu_seconds) {
 class LearningTest : public testing::Test {
  protected:
   void Start(std::shared_ptr<const CostModel> model, ContextOptions options = {}) {
-    options.threads = 1;
-    options.cuda_emulated = true;
-    options.kernel_profile = "off";
-    options.cost_model = std::move(model);
     a_ = b_ = out_ = {};  // of the context that goes
-    context_ = Context::Create(options).value();
-    context_->health().SetLog({});
+    context_ = QuietContext(std::move(model), std::move(options));
     for (const DeviceKind kind : kDeviceKinds) {
       Tensor host = AllocateOn(*context_, DeviceKind::kCpu, DType::kF32, {kSize, kSize}).value();
       std::fill_n(host.As<float>(), kSize * kSize, 1.0f);

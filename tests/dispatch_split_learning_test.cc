@@ -159,12 +159,7 @@ std::shared_ptr<const CostModel> Model(double cpu_seconds, double gpu_seconds) {
 class SplitLearningTest : public testing::Test {
  protected:
   void Start(std::shared_ptr<const CostModel> model, ContextOptions options = {}) {
-    options.threads = 1;
-    options.cuda_emulated = true;
-    options.kernel_profile = "off";
-    options.cost_model = std::move(model);
-    context_ = Context::Create(options).value();
-    context_->health().SetLog({});
+    context_ = QuietContext(std::move(model), std::move(options));
   }
   Tensor Ones(DeviceKind home, const Shape& shape) {
     Tensor host = AllocateOn(*context_, DeviceKind::kCpu, DType::kF32, shape).value();

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "dispatch/context.h"
 #include "dispatch/cost_model.h"
 #include "dispatch/split_costs.h"
 #include "tests/simulated_machine.h"
@@ -32,6 +33,18 @@ inline std::shared_ptr<const CostModel> ConstantModel(const std::vector<OpKind>&
     }
   }
   return std::make_shared<const CostModel>(CostModel::FromProfile(std::move(profile)).value());
+}
+
+// A context of one thread with the emulated GPU that predicts by these costs and logs nothing.
+inline std::unique_ptr<Context> QuietContext(std::shared_ptr<const CostModel> model,
+                                             ContextOptions options = {}) {
+  options.threads = 1;
+  options.cuda_emulated = true;
+  options.kernel_profile = "off";
+  options.cost_model = std::move(model);
+  std::unique_ptr<Context> context = Context::Create(options).value();
+  context->health().SetLog({});
+  return context;
 }
 
 // What a simulated machine really takes; it must outlive the result.
