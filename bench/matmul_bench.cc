@@ -198,18 +198,27 @@ class Runner {
   std::shared_ptr<Buffer> scratch_;
 };
 
+// The weights of a problem's calls, packed.
+class Packing {
+ public:
+  Packing(Problem& problem, int threads)
+      : backend_(MakeCpuBackend({.threads = threads, .isa = std::nullopt}).value()) {
+    for (MatMulArgs& args : problem.calls()) {
+      weights_.push_back(PackWeights(*backend_, args.b).value());
+      args.b_packed = weights_.back().get();
+    }
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;  // whose memory the weights are in
+  std::vector<std::unique_ptr<PackedWeights>> weights_;
+};
+
 void Gemm(benchmark::State& state, DType a_dtype, DType dtype, bool packed, int64_t m,
           WeightShape shape, int threads, std::string_view forced) {
   Problem problem(dtype, m, shape, a_dtype);
-  const auto backend = MakeCpuBackend({.threads = threads, .isa = std::nullopt}).value();
-  std::vector<std::unique_ptr<PackedWeights>>
-      weights;  // die before the backend, whose memory it is
-  if (packed) {
-    for (MatMulArgs& args : problem.calls()) {
-      weights.push_back(PackWeights(*backend, args.b).value());
-      args.b_packed = weights.back().get();
-    }
-  }
+  std::optional<Packing> packing;
+  if (packed) packing.emplace(problem, threads);
   Runner runner(threads, forced);
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
@@ -237,9 +246,11 @@ void Gemm(benchmark::State& state, DType a_dtype, DType dtype, bool packed, int6
       problem.flops() / ours / 1e9 / MeasureFmaRate(threads, DetectCpu().isa);
 }
 
-void Gemv(benchmark::State& state, DType dtype, int64_t m, WeightShape shape, int threads,
-          std::string_view forced) {
+void Gemv(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightShape shape,
+          int threads, std::string_view forced) {
   Problem problem(dtype, m, shape);
+  std::optional<Packing> packing;
+  if (packed) packing.emplace(problem, threads);
   Runner runner(threads, forced);
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
@@ -276,13 +287,18 @@ void RegisterAll(std::string_view forced) {
     for (const DType dtype : weights) {
       const std::string name(Name(dtype));
       for (const WeightShape shape : kShapes) {
-        for (const int64_t m : {1, 2, 4, 8}) {
-          benchmark::RegisterBenchmark(
-              NameOf("Gemv", name, m, shape, threads).c_str(),
-              [=](benchmark::State& state) { Gemv(state, dtype, m, shape, threads, forced); })
-              ->UseManualTime()
-              ->MinTime(0.1);
-        }
+        const auto gemv = [=](const std::string& label, bool packed) {
+          for (const int64_t m : {1, 2, 4, 8}) {
+            benchmark::RegisterBenchmark(NameOf("Gemv", label, m, shape, threads).c_str(),
+                                         [=](benchmark::State& state) {
+                                           Gemv(state, dtype, packed, m, shape, threads, forced);
+                                         })
+                ->UseManualTime()
+                ->MinTime(0.1);
+          }
+        };
+        gemv(name, false);
+        if (IsBlockQuantized(dtype)) gemv(name + "_packed", true);
         const auto gemm = [=](const std::string& label, DType a_dtype, bool packed) {
           for (const int64_t m : {16, 32, 64, 128, 512}) {
             benchmark::RegisterBenchmark(NameOf("Gemm", label, m, shape, threads).c_str(),

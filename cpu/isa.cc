@@ -25,10 +25,17 @@ bool RequestTiles() {
 #endif
 }
 
+bool IsAmd() {
+  unsigned most = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(0, &most, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx &&
+         ecx == signature_AMD_ecx && edx == signature_AMD_edx;
+}
+
 }  // namespace
 
 CpuFeatures DetectCpu() {
   CpuFeatures features;
+  features.fast_prefetch_once = IsAmd();
   // __builtin_cpu_supports also checks that the operating system saves the registers.
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

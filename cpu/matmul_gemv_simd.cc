@@ -9,8 +9,9 @@
 //   The rows kAheadBytes further on are prefetched: rows are too short (2 to 8 KiB) for the
 //   hardware's prefetchers to get going. Measured on one Zen 5 core that reads 45 GB/s, M = 1,
 //   K = 2048: q8_0 7 GB/s without, 40 with; f16 31 GB/s with four rows side by side, 40 in order.
-//   Floats of one row are requested for one use: f16 with K = 5632 0.68 of read bandwidth without,
-//   0.86 with (its activations no longer fall out of L1), K = 2048 0.88 and 0.94.
+//   Floats of one row are requested for one use where that is fast (AMD): f16 with K = 5632 0.68 of
+//   read bandwidth without, 0.86 with (its activations no longer fall out of L1), K = 2048 0.88 and
+//   0.94.
 // Memory: each byte of b is read once; the activations (M * K f32) stay in L1 or L2.
 //   Products that share a (grouped_matmul) are one list of strips; a strip of a gate is done
 //   together with that of its up, which are joined while both are in L1.
@@ -141,7 +142,7 @@ inline void InterleaveActivations(const MatMulArgs& args, int64_t offset, float*
 // Output features n0 .. n0 + columns of args, batch z: their sums, into tile[m][kMaxTileColumns].
 template <typename T>
 void MultiplyStrip(const MatMulArgs& args, const MatMulOperands& operands, int64_t z, int64_t n0,
-                   int64_t columns, const float* x, float* tile) {
+                   int64_t columns, const float* x, bool prefetch_once, float* tile) {
   const int64_t n = args.n(), k = args.k();
   // Strides of block types count elements.
   const int64_t block = BlockLength(args.b.dtype);
@@ -149,7 +150,8 @@ void MultiplyStrip(const MatMulArgs& args, const MatMulOperands& operands, int64
   const T* b = args.b.As<T>() + operands.b_batch * z / block + n0 * b_stride;
   switch (PaddedRows(args.m())) {
     case 1:
-      if (!kIsBlock<T> && args.batch() * ByteOffset(args.b.dtype, n * k) >= kOnceBytes) {
+      if (!kIsBlock<T> && prefetch_once &&
+          args.batch() * ByteOffset(args.b.dtype, n * k) >= kOnceBytes) {
         Strip<T, 1, true>(b, b_stride, n - n0, x, columns, k, tile);
       } else {
         Strip<T, 1>(b, b_stride, n - n0, x, columns, k, tile);
@@ -193,6 +195,7 @@ absl::Status RunGroup(const KernelContext& context, const MatMulGroup& group) {
   for (const MatMulArgs& args : group.products) {
     weight_bytes += args.batch() * ByteOffset(args.b.dtype, args.n() * k);
   }
+  const bool prefetch_once = CpuStream::Of(context).features().fast_prefetch_once;
   const auto run = [&](int64_t task, int) HWY_ATTR {
     const GroupTasks::Place place = tasks.At(task);
     const MatMulArgs& args = group.products[place.product];
@@ -202,7 +205,8 @@ absl::Status RunGroup(const KernelContext& context, const MatMulGroup& group) {
     HWY_ALIGN float tiles[2][8 * kMaxTileColumns];
     const auto multiply = [&](const MatMulArgs& product, float* tile) {
       DispatchWeight(product.b.dtype, [&]<typename T>() {
-        MultiplyStrip<T>(product, MatMulOperands(product), z, n0, columns, rows, tile);
+        MultiplyStrip<T>(product, MatMulOperands(product), z, n0, columns, rows, prefetch_once,
+                         tile);
       });
     };
     multiply(args, tiles[0]);
