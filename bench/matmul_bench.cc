@@ -26,6 +26,7 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -85,6 +86,8 @@ class Problem {
   }
 
   std::vector<MatMulArgs>& calls() { return calls_; }
+  // One after the other.
+  const MatMulArgs& NextCall() { return calls_[next_++ % calls_.size()]; }
   int64_t weight_bytes() const { return weights_.front()->bytes(); }
   double flops() const { return 2.0 * m_ * shape_.n * shape_.k; }
 
@@ -118,6 +121,7 @@ class Problem {
   std::vector<std::shared_ptr<Buffer>> weights_;
   std::shared_ptr<Buffer> a_, out_;
   std::vector<MatMulArgs> calls_;
+  size_t next_ = 0;
 };
 
 // oneDNN called directly, as a careful user would: one primitive of f32 or bf16 operands, weights
@@ -198,6 +202,27 @@ class Runner {
   std::shared_ptr<Buffer> scratch_;
 };
 
+// Two libraries with threads of their own take turns. After a call OpenMP's threads spin for up to
+// 15 ms, on cores that the other library's threads need: with two threads on two cores that took a
+// fifth to a half of Tandem's rate. So whoever is next waits until they sleep, and its first call,
+// which wakes its own threads, does not count.
+class Turns {
+ public:
+  explicit Turns(int threads) : threads_(threads) {}
+
+  template <typename TimeCall>
+  double Time(const TimeCall& call) const {
+    if (threads_ > 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      call();
+    }
+    return call();
+  }
+
+ private:
+  int threads_;
+};
+
 // The weights of a problem's calls, packed.
 class Packing {
  public:
@@ -228,14 +253,13 @@ void Gemm(benchmark::State& state, DType a_dtype, DType dtype, bool packed, int6
     raw_bf16.emplace(m, shape, RawOneDnn::Type::bf16, threads);
   }
   std::vector<double> our_times, their_times, their_bf16_times;
-  size_t i = 0;
+  const Turns turns(threads);
   for (auto _ : state) {
-    const MatMulArgs& args = problem.calls()[i++ % problem.calls().size()];
-    const double seconds = runner.Time(*kernel, args);
+    const double seconds = turns.Time([&] { return runner.Time(*kernel, problem.NextCall()); });
     state.SetIterationTime(seconds);
     our_times.push_back(seconds);
-    their_times.push_back(raw.Time());
-    if (raw_bf16) their_bf16_times.push_back(raw_bf16->Time());
+    their_times.push_back(turns.Time([&] { return raw.Time(); }));
+    if (raw_bf16) their_bf16_times.push_back(turns.Time([&] { return raw_bf16->Time(); }));
   }
   const double ours = Median(our_times), theirs = Median(their_times);
   state.SetLabel(std::string(kernel->name));
@@ -255,11 +279,9 @@ void Gemv(benchmark::State& state, DType dtype, bool packed, int64_t m, WeightSh
   const Kernel<MatMulArgs>* kernel = runner.Choose(problem.calls().front());
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
   std::vector<double> times;
-  size_t i = 0;
   double read = MeasureReadBandwidth(threads, 2 * kColdBytes);
   for (auto _ : state) {
-    const MatMulArgs& args = problem.calls()[i++ % problem.calls().size()];
-    const double seconds = runner.Time(*kernel, args);
+    const double seconds = runner.Time(*kernel, problem.NextCall());
     state.SetIterationTime(seconds);
     times.push_back(seconds);
   }
