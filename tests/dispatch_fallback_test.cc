@@ -10,6 +10,7 @@
 #include "dispatch/graph.h"
 #include "dispatch/ops.h"
 #include "tests/emulated_context.h"
+#include "tests/scoped_env.h"
 
 namespace tandem {
 namespace {
@@ -277,8 +278,11 @@ TEST(EmulatedFaults, AreAskedForByName) {
   ContextOptions options;
   options.threads = 1;
   options.cuda_fault = "error@Launch:1x2";
-  EXPECT_THAT(Message(Context::Create(options).status()),
-              HasSubstr("expected the emulated device"));
+  {
+    const WithoutGpu unless_asked_for;
+    EXPECT_THAT(Message(Context::Create(options).status()),
+                HasSubstr("expected the emulated device"));
+  }
   options.cuda_emulated = true;
   options.kernel_profile = "off";
   const auto context = Context::Create(options);

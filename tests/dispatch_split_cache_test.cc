@@ -13,6 +13,7 @@
 #include "tests/append_keys.h"
 #include "tests/cases/random.h"
 #include "tests/emulated_context.h"
+#include "tests/scoped_env.h"
 
 namespace tandem::cases {
 namespace {
@@ -65,6 +66,7 @@ class SplitCacheTest : public testing::Test {
     ContextOptions options;
     options.threads = 1;
     options.kernel_profile = "off";
+    const WithoutGpu unless_asked_for;
     host_ = Context::Create(options).value();
   }
 

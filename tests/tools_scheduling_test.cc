@@ -153,8 +153,8 @@ TEST_F(ExplainByProfile, BadInputIsNamed) {
     EXPECT_THAT(result.err, HasSubstr(bad.names));
   }
   // A forced kernel that cannot is no other one.
-  const CliResult forced =
-      RunCli({"explain", "--op", "matmul", "-M", "64", "--kernel", "matmul=gemv_scalar"});
+  const CliResult forced = RunCli({"explain", "--op", "matmul", "-M", "64", "--device", "cpu",
+                                   "--kernel", "matmul=gemv_scalar"});
   EXPECT_EQ(forced.code, kExitFailed);
   EXPECT_THAT(forced.out, HasSubstr("cannot run on cpu: kernel gemv_scalar is forced"));
   std::ofstream(path_) << "{}";
