@@ -10,6 +10,7 @@
 #include "core/ops/split_attention.h"
 #include "core/status.h"
 #include "dispatch/fallback.h"
+#include "dispatch/split_costs.h"
 
 namespace tandem {
 namespace {
@@ -154,6 +155,7 @@ absl::Status CacheAttention::Queue(const SplitKvCache& cache, const AttentionArg
     own.args.out = own.out;
     own.args.lse = own.lse;
   }
+  shared_seconds_ = both() ? SharedSeconds(context_, host.args, gpu.args) : 0.0;
   queued_.record.kernel = {};
   queued_.clock.Take(context_);  // of the last call, if nobody waited for it
   if (host.runs && away_ == DeviceKind::kCpu) {
@@ -162,7 +164,7 @@ absl::Status CacheAttention::Queue(const SplitKvCache& cache, const AttentionArg
   }
   if (!gpu.runs) return absl::OkStatus();
   if (away_ == DeviceKind::kCuda) TANDEM_RETURN_IF_ERROR(SendOperands(DeviceKind::kCuda));
-  TANDEM_RETURN_IF_ERROR(RunHere(context_, gpu.args, &queued_));
+  TANDEM_RETURN_IF_ERROR(RunHere(context_, gpu.args, &queued_, shared_seconds_));
   if (away_ != DeviceKind::kCuda) return absl::OkStatus();
   moved_bytes_ += result_bytes_;
   return away_results_.Send(context_, DeviceKind::kCpu, result_bytes_);
@@ -175,7 +177,7 @@ absl::Status CacheAttention::RunHost() {
     const std::unique_ptr<Event> sent = std::move(sent_);
     TANDEM_RETURN_IF_ERROR(sent->Synchronize());
   }
-  TANDEM_RETURN_IF_ERROR(RunHere(context_, host.args));
+  TANDEM_RETURN_IF_ERROR(RunHere(context_, host.args, nullptr, shared_seconds_));
   if (away_ != DeviceKind::kCpu) return absl::OkStatus();
   moved_bytes_ += result_bytes_;
   return away_results_.Send(context_, DeviceKind::kCuda, result_bytes_);

@@ -86,6 +86,7 @@ class CacheAttention {
   BlockPair away_results_;                   // its out and lse, on both devices
   std::shared_ptr<Buffer> home_results_[2];  // of the part at home, by DeviceKind
   int64_t result_bytes_ = 0;
+  double shared_seconds_ = 0.0;  // that both parts take at least
   std::unique_ptr<Event> sent_;  // q has arrived in host memory
   QueuedPart queued_;
   int64_t fallbacks_ = 0;

@@ -23,6 +23,11 @@ constexpr size_t kFewest = 3, kMost = 15;
 // After so many points it is known whether there is time for all.
 constexpr size_t kPointsToJudge = 12;
 constexpr double kOverrunRate = 0.02;  // of the average over points: some tables
+// Both devices at once: products that together take each device about so long, so often; and what
+// counts as one being slowed by the other.
+constexpr double kSharedRun = 0.004;
+constexpr size_t kSharedSamples = 5;
+constexpr double kSharedSlowdown = 1.15;
 constexpr int64_t kSmallCopy = int64_t{4} << 10, kLargeCopy = int64_t{16} << 20;  // bytes
 
 struct TypePair {
@@ -132,6 +137,10 @@ class Calibration {
     }
     for (const CostGrid& grid : grids) {
       for (const DeviceKind device : devices) TANDEM_RETURN_IF_ERROR(Measure(grid, device));
+      if (grid.cost_class.op == OpKind::kMatMul && devices.size() == kNumDeviceKinds &&
+          !std::exchange(shared_measured_, true)) {
+        TANDEM_RETURN_IF_ERROR(MeasureShared(grid));
+      }
     }
     return std::move(result_);
   }
@@ -178,6 +187,72 @@ class Calibration {
     costs.latency_seconds =
         std::max(0.0, seconds[0] - static_cast<double>(kSmallCopy) / costs.bytes_per_second);
     return costs;
+  }
+
+  // A call to be run on both devices at once, and what it takes on each.
+  struct SharedCall {
+    const CallShape* shape = nullptr;  // nullptr: none
+    PerDevice<double> seconds;
+    double bytes = 0.0;
+  };
+
+  // The product of one row with the largest matrix of the class that was measured on both devices
+  // and takes much longer than to launch.
+  absl::StatusOr<SharedCall> LargestOnBoth(const CostGrid& grid) const {
+    PerDevice<const CostTable*> tables;
+    for (const CostTable& table : result_.profile.tables) {
+      if (table.cost_class == grid.cost_class) tables[table.device] = &table;
+    }
+    SharedCall largest;
+    for (size_t i = 0; i < grid.shapes.size() / grid.rows.size(); ++i) {
+      TANDEM_ASSIGN_OR_RETURN(const OpFacts facts, FactsOf(grid.shapes[i]));
+      SharedCall call = {&grid.shapes[i], {}, static_cast<double>(facts.bytes)};
+      for (const DeviceKind kind : kDeviceKinds) {
+        if (tables[kind] == nullptr) return largest;
+        const std::vector<double>& work = tables[kind]->work;
+        const auto found = std::find(work.begin(), work.end(), CostPointOf(facts).work);
+        if (found == work.end()) continue;  // 0 seconds
+        call.seconds[kind] = tables[kind]->seconds[static_cast<size_t>(found - work.begin())];
+      }
+      const bool suits = std::all_of(kDeviceKinds.begin(), kDeviceKinds.end(), [&](auto kind) {
+        return call.seconds[kind] <= options_.longest_call &&
+               call.seconds[kind] > 3.0 * result_.profile.devices[kind].launch_seconds;
+      });
+      if (suits) largest = call;
+    }
+    return largest;
+  }
+
+  // What both devices read together when they read at once, if one is slower then than alone.
+  absl::Status MeasureShared(const CostGrid& grid) {
+    TANDEM_ASSIGN_OR_RETURN(const SharedCall call, LargestOnBoth(grid));
+    if (call.shape == nullptr || Left() <= 0.0) return absl::OkStatus();
+    PerDevice<std::unique_ptr<TimedCall>> calls;
+    PerDevice<int> times;
+    const double longest =
+        std::max({kSharedRun, call.seconds[DeviceKind::kCpu], call.seconds[DeviceKind::kCuda]});
+    for (const DeviceKind kind : kDeviceKinds) {
+      TANDEM_ASSIGN_OR_RETURN(calls[kind], machine_.Prepare(*call.shape, kind));
+      times[kind] = std::max(1, static_cast<int>(std::lround(longest / call.seconds[kind])));
+    }
+    const auto measure = [&](int on_cpu, int on_gpu) -> absl::StatusOr<double> {
+      std::vector<double> samples;
+      for (size_t i = 0; i <= kSharedSamples; ++i) {
+        TANDEM_ASSIGN_OR_RETURN(
+            const double taken,
+            machine_.RunBoth(*calls[DeviceKind::kCpu], on_cpu, *calls[DeviceKind::kCuda], on_gpu));
+        if (i > 0) samples.push_back(std::max(taken, 1e-9));
+      }
+      return LowerQuartile(samples);
+    };
+    const int on_cpu = times[DeviceKind::kCpu], on_gpu = times[DeviceKind::kCuda];
+    TANDEM_ASSIGN_OR_RETURN(const double cpu, measure(on_cpu, 0));
+    TANDEM_ASSIGN_OR_RETURN(const double gpu, measure(0, on_gpu));
+    TANDEM_ASSIGN_OR_RETURN(const double both, measure(on_cpu, on_gpu));
+    if (both >= kSharedSlowdown * std::max(cpu, gpu)) {
+      result_.profile.shared_bytes_per_second = call.bytes * (on_cpu + on_gpu) / both;
+    }
+    return absl::OkStatus();
   }
 
   // How coarse the next table must be for all that is to come to be measured in time: every point,
@@ -280,6 +355,7 @@ class Calibration {
   double begin_;
   size_t done_ = 0, total_ = 0;  // points, all tables
   size_t measured_ = 0;
+  bool shared_measured_ = false;
   double overrun_ = 1.0;  // time that points took lately over their shares of what was left
   CostCalibration result_;
 };

@@ -25,6 +25,8 @@ class TimedCall {
   virtual ~TimedCall() = default;
   // Runs it once. Seconds from asking until it is known to be finished.
   virtual absl::StatusOr<double> Run() = 0;
+  // Asks for it once: on a GPU, without waiting for it.
+  virtual absl::Status Queue() = 0;
 };
 
 class TimedMachine {
@@ -36,6 +38,10 @@ class TimedMachine {
   // Unimplemented: the device has no kernel for such calls.
   virtual absl::StatusOr<std::unique_ptr<TimedCall>> Prepare(const CallShape& shape,
                                                              DeviceKind device) = 0;
+  // Runs, at the same time, `on_cpu` and `on_gpu` so many times each (0: not at all); seconds until
+  // all is finished.
+  virtual absl::StatusOr<double> RunBoth(TimedCall& on_cpu, int cpu_times, TimedCall& on_gpu,
+                                         int gpu_times) = 0;
   // Copies `bytes` once between host and GPU memory; seconds until they have arrived.
   virtual absl::StatusOr<double> TimeCopy(DeviceKind to, int64_t bytes, bool pinned) = 0;
   // Of the machine's clock, which calibration must not exceed.

@@ -118,6 +118,9 @@ absl::Status Validate(const CostProfile& profile) {
       }
     }
   }
+  if (!NotNegative(profile.shared_bytes_per_second)) {
+    return Bad("shared_bytes_per_second: expected a number >= 0");
+  }
   for (size_t i = 0; i < profile.tables.size(); ++i) {
     const CostTable& table = profile.tables[i];
     const std::string where = absl::StrCat("tables[", i, "].");
@@ -157,6 +160,9 @@ std::string ToJson(const CostProfile& profile) {
                                 {"latency_seconds", copy.latency_seconds},
                                 {"bytes_per_second", copy.bytes_per_second}});
     }
+  }
+  if (profile.shared_bytes_per_second > 0.0) {
+    json["shared_bytes_per_second"] = profile.shared_bytes_per_second;
   }
   for (const CostTable& table : profile.tables) {
     json["tables"].push_back({{"op", std::string(Name(table.cost_class.op))},
@@ -199,6 +205,9 @@ absl::StatusOr<CostProfile> CostProfileFromJson(std::string_view text) {
     CopyCosts& copy = profile.copies_to[to][pinned ? 1 : 0];
     TANDEM_RETURN_IF_ERROR(field.Number("latency_seconds", copy.latency_seconds));
     TANDEM_RETURN_IF_ERROR(field.Number("bytes_per_second", copy.bytes_per_second));
+  }
+  if (read.Find("shared_bytes_per_second") != nullptr) {
+    TANDEM_RETURN_IF_ERROR(read.Number("shared_bytes_per_second", profile.shared_bytes_per_second));
   }
   TANDEM_ASSIGN_OR_RETURN(const nlohmann::json* tables, Objects(read, "tables"));
   for (size_t i = 0; i < tables->size(); ++i) {

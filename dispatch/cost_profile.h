@@ -12,6 +12,7 @@
 //                               "bytes_per_second": 5e10}, ...],
 //                  "copies": [{"from": "cpu", "to": "cuda", "pinned": false,
 //                              "latency_seconds": 1e-5, "bytes_per_second": 6e9}, ...],
+//                  "shared_bytes_per_second": 9e10,
 //                  "tables": [{"op": "matmul", "device": "cpu", "input": "f32", "weights": "q8_0",
 //                              "packed": false, "rows": [1, 2, ...], "work": [4096, ...],
 //                              "seconds": [...]}, ...]}
@@ -74,6 +75,10 @@ struct CostProfile {
   // By the device that is copied to: from the host to the GPU, or back. [0] pageable host memory,
   // [1] page-locked.
   PerDevice<std::array<CopyCosts, 2>> copies_to;
+  // What both devices read together when they read memory at the same time, where that is less than
+  // each of them reads alone: an integrated GPU and its CPU have one memory. 0: neither slows the
+  // other, or nobody knows.
+  double shared_bytes_per_second = 0.0;
   std::vector<CostTable> tables;
 };
 

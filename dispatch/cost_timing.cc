@@ -71,10 +71,12 @@ class ContextCall : public TimedCall {
   }
   void Own(Tensor tensor) { tensors_.push_back(std::move(tensor)); }
 
+  absl::Status Queue() override {
+    return internal::RunThere(context_, plan_, variants_[next_++ % variants_.size()]);
+  }
   absl::StatusOr<double> Run() override {
-    const Args& args = variants_[next_++ % variants_.size()];
     const auto begin = Clock::now();
-    TANDEM_RETURN_IF_ERROR(internal::RunThere(context_, plan_, args));
+    TANDEM_RETURN_IF_ERROR(Queue());
     TANDEM_RETURN_IF_ERROR(context_.device(device_)->stream->Synchronize());
     return Since(begin);
   }
@@ -152,6 +154,15 @@ class ContextMachine : public TimedMachine {
     return call;
   }
 
+  absl::StatusOr<double> RunBoth(TimedCall& on_cpu, int cpu_times, TimedCall& on_gpu,
+                                 int gpu_times) override {
+    const auto begin = Clock::now();
+    for (int i = 0; i < gpu_times; ++i) TANDEM_RETURN_IF_ERROR(on_gpu.Queue());
+    for (int i = 0; i < cpu_times; ++i) TANDEM_RETURN_IF_ERROR(on_cpu.Queue());
+    TANDEM_RETURN_IF_ERROR(context_.device(DeviceKind::kCuda)->stream->Synchronize());
+    return Since(begin);
+  }
+
   absl::StatusOr<double> TimeCopy(DeviceKind to, int64_t bytes, bool pinned) override {
     ContextDevice& host = *context_.device(DeviceKind::kCpu);
     ContextDevice& gpu = *context_.device(DeviceKind::kCuda);
@@ -185,23 +196,22 @@ class ContextMachine : public TimedMachine {
 
   // The next part of a block of memory that holds more than caches do; filled once.
   absl::StatusOr<TensorView> Weights(DeviceKind device, DType dtype, const Shape& dims) {
+    Pool& pool = pools_[device];  // a call on the other device may be in use
     const int64_t elements = NumElements(dims).value_or(0);
     const int64_t bytes = ByteOffset(dtype, elements);
-    if (pool_.dtype != dtype || pool_.device != device ||
-        ByteExtent(pool_.tensor.view()) < 2 * bytes) {
-      pool_ = Pool();
+    if (pool.dtype != dtype || ByteExtent(pool.tensor.view()) < 2 * bytes) {
+      pool = Pool();
       const int64_t whole = 256;  // elements of any format's block, and enough to align
       const int64_t most = std::max(kColdBytes, 2 * bytes) / ByteOffset(dtype, whole) * whole;
       TANDEM_ASSIGN_OR_RETURN(
-          pool_.tensor, Make(device, OperandRole::kWeights, dtype, {std::max(most, 2 * elements)}));
-      pool_.dtype = dtype;
-      pool_.device = device;
+          pool.tensor, Make(device, OperandRole::kWeights, dtype, {std::max(most, 2 * elements)}));
+      pool.dtype = dtype;
     }
     const int64_t step = (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-    if (pool_.next + bytes > ByteExtent(pool_.tensor.view())) pool_.next = 0;
-    TensorView view = pool_.tensor.view();
-    view = MakeView(static_cast<char*>(view.data) + pool_.next, dtype, dims, view.device);
-    pool_.next += step;
+    if (pool.next + bytes > ByteExtent(pool.tensor.view())) pool.next = 0;
+    TensorView view = pool.tensor.view();
+    view = MakeView(static_cast<char*>(view.data) + pool.next, dtype, dims, view.device);
+    pool.next += step;
     return view;
   }
 
@@ -223,7 +233,6 @@ class ContextMachine : public TimedMachine {
 
   struct Pool {
     DType dtype = DType::kBool;
-    DeviceKind device = DeviceKind::kCpu;
     Tensor tensor;
     int64_t next = 0;  // byte
   };
@@ -234,7 +243,7 @@ class ContextMachine : public TimedMachine {
   };
 
   Context& context_;
-  Pool pool_;
+  PerDevice<Pool> pools_;
   Packed packed_;
   Clock::time_point begin_ = Clock::now();
 };

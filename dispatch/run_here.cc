@@ -3,25 +3,21 @@
 #include <utility>
 
 namespace tandem {
-namespace {
 
-// nullptr: it could not be made.
-std::unique_ptr<Event> Mark(Context& context) {
+std::unique_ptr<Event> MarkOnGpu(Context& context) {
   absl::StatusOr<std::unique_ptr<Event>> event =
       context.device(DeviceKind::kCuda)->stream->Record();
   return event.ok() ? *std::move(event) : nullptr;
 }
 
-}  // namespace
-
 void PartClock::Begin(Context& context, const Decision& decision) {
   decision_ = decision;
   end_ = nullptr;
-  begin_ = Mark(context);
+  begin_ = MarkOnGpu(context);
 }
 
 void PartClock::End(Context& context) {
-  if (begin_ != nullptr) end_ = Mark(context);
+  if (begin_ != nullptr) end_ = MarkOnGpu(context);
 }
 
 std::optional<double> PartClock::Take(Context& context) {

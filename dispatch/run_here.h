@@ -3,6 +3,7 @@
 // knows what of a shared call has been done (FallBack in dispatch/fallback.h).
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -10,6 +11,9 @@
 #include "dispatch/run.h"
 
 namespace tandem {
+
+// An event on the stream of the context's GPU; nullptr: it could not be made.
+std::unique_ptr<Event> MarkOnGpu(Context& context);
 
 // What a part of a shared call takes on a GPU, by the GPU's own clock: nobody waits for it, and
 // what the host does meanwhile does not count.
@@ -38,12 +42,14 @@ struct QueuedPart {
   PartClock clock;
 };
 
-// `queued`: work on a GPU is not waited for, its record is left here, for Finished. What the CPU
-// takes, or a GPU that is not waited for, corrects what is predicted of such calls.
-// InvalidArgument: bad arguments, or a device that the context does not have. Unimplemented: it has
-// no kernel for them.
+// `queued`: work on a GPU is not waited for, its record is left here, for Finished.
+// `least_seconds`: it is predicted to take no less, for the other device reads the same memory
+// meanwhile. What the CPU takes, or a GPU that is not waited for, corrects what is predicted of
+// such calls. InvalidArgument: bad arguments, or a device that the context does not have.
+// Unimplemented: it has no kernel for them.
 template <typename Args>
-absl::Status RunHere(Context& context, const Args& args, QueuedPart* queued = nullptr) {
+absl::Status RunHere(Context& context, const Args& args, QueuedPart* queued = nullptr,
+                     double least_seconds = 0.0) {
   TANDEM_RETURN_IF_ERROR(Validate(args));
   const OpFacts facts = FactsOf(args);
   if (!context.has(facts.operands)) {
@@ -53,6 +59,8 @@ absl::Status RunHere(Context& context, const Args& args, QueuedPart* queued = nu
   const DeviceKind kind = facts.operands.kind;
   Plan<Args> plan;
   plan.decision = context.StayWith(facts);
+  double& predicted = plan.decision.predicted[kind].call_seconds;
+  predicted = std::max(predicted, least_seconds);
   plan.preference = context.kernel_preferences().Find(facts, kind);
   TANDEM_ASSIGN_OR_RETURN(plan.kernel, internal::SelectOn(context, kind, args, plan.preference));
   const bool on_gpu = kind == DeviceKind::kCuda, traces = context.trace().enabled();

@@ -84,8 +84,14 @@ class Search {
   void Try(int64_t steps) {
     const int64_t share = steps * problem_.step;
     const double cpu = Cpu(problem_.total - share), gpu = Gpu(share);
-    const double seconds = std::max(problem_.queue_seconds + cpu, gpu) + problem_.join_seconds;
-    if (seconds < best_.seconds) Take(share, seconds, cpu, gpu);
+    const double busy = std::max(problem_.queue_seconds + cpu, gpu);
+    const double seconds = std::max(busy, problem_.least_seconds) + problem_.join_seconds;
+    // Of shares that take equally long, the one by which both finish together.
+    const bool shared = best_.gpu > 0 && best_.gpu < problem_.total;
+    if (seconds < best_.seconds || (shared && seconds == best_.seconds && busy < busy_)) {
+      busy_ = busy;
+      Take(share, seconds, cpu, gpu);
+    }
   }
 
   void Take(int64_t share, double seconds, double cpu, double gpu) {
@@ -98,6 +104,7 @@ class Search {
   const SplitProblem& problem_;
   ShareSeconds cpu_, gpu_;
   SplitChoice best_;
+  double busy_ = 0.0;  // of the best share of both, without least_seconds
   bool bad_ = false;
 };
 
@@ -113,8 +120,9 @@ absl::StatusOr<SplitChoice> ChooseSplit(const SplitProblem& problem, ShareSecond
   if (problem.cpu_most < 0) {
     return InvalidArgument("cpu_most: expected >= 0, got ", problem.cpu_most);
   }
-  if (!(problem.queue_seconds >= 0.0) || !(problem.join_seconds >= 0.0)) {
-    return InvalidArgument("queue_seconds, join_seconds: expected >= 0");
+  if (!(problem.queue_seconds >= 0.0) || !(problem.join_seconds >= 0.0) ||
+      !(problem.least_seconds >= 0.0)) {
+    return InvalidArgument("queue_seconds, join_seconds, least_seconds: expected >= 0");
   }
   if (!(problem.margin >= 0.0 && problem.margin < 1.0)) {
     return InvalidArgument("margin: expected 0 <= margin < 1");

@@ -1,9 +1,9 @@
 // How much of a call each device shall do, so that both finish together: rows of a cache in
 // attention, columns of weights in a product.
 //
-//   seconds(g) = max(queue + cpu(total - g), gpu(g)) + join      0 < g < total, both
-//              = cpu(total)                                      g = 0, the CPU alone
-//              = gpu(total)                                      g = total, the GPU alone
+//   seconds(g) = max(queue + cpu(total - g), gpu(g), least) + join   0 < g < total, both
+//              = cpu(total)                                          g = 0, the CPU alone
+//              = gpu(total)                                          g = total, the GPU alone
 // g, the GPU's share, is a whole number of steps and at most what fits in the GPU's memory. The
 // first term of max falls with g and the second rises, so the least of it is where they cross,
 // found by bisection: exact for times that rise with the share. Times from measured tables may dip;
@@ -30,6 +30,8 @@ struct SplitProblem {
   double queue_seconds =
       0.0;                    // until the CPU has given the GPU its work and can begin with its own
   double join_seconds = 0.0;  // of what follows when both have finished
+  // That both take at least, whoever does how much: they may slow each other.
+  double least_seconds = 0.0;
   // Both devices must be faster than the better one alone by more than this part of its time: what
   // is predicted of part of a call is off by about as much.
   double margin = 0.0;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/ops/matmul.h"
 #include "core/ops/merge_attention.h"
 #include "dispatch/cost_correction.h"
 #include "dispatch/cost_model.h"
@@ -111,8 +110,27 @@ double ProductShare(const SplitCosts& costs, const ProductCall& call, DeviceKind
   return seconds;
 }
 
-double Together(const SplitCosts& costs, double cpu, double gpu, double join) {
-  return std::max(costs.queue_seconds + cpu, gpu) + join;
+// That both parts take at least.
+double ReadSeconds(double bytes_per_second, const OpFacts& cpu_part, const OpFacts& gpu_part) {
+  if (bytes_per_second <= 0.0) return 0.0;
+  return static_cast<double>(cpu_part.bytes + gpu_part.bytes) / bytes_per_second;
+}
+
+template <typename Call>
+double ReadSeconds(const SplitCosts& costs, const Call& call, int64_t gpu_share) {
+  return ReadSeconds(costs.shared_bytes_per_second, PartFacts(call, kCpu, gpu_share),
+                     PartFacts(call, kCuda, gpu_share));
+}
+
+template <typename Args>
+double SharedSecondsOf(const Context& context, const Args& cpu_part, const Args& gpu_part) {
+  const CostModel* model = context.cost_model();
+  const double rate = model == nullptr ? 0.0 : model->profile().shared_bytes_per_second;
+  return rate > 0.0 ? ReadSeconds(rate, FactsOf(cpu_part), FactsOf(gpu_part)) : 0.0;
+}
+
+double Together(const SplitCosts& costs, double cpu, double gpu, double read, double join) {
+  return std::max({costs.queue_seconds + cpu, gpu, read}) + join;
 }
 
 }  // namespace
@@ -132,12 +150,23 @@ SplitCosts CostsOf(const CostModel& model, const CostCorrection* correction) {
   };
   costs.queue_seconds = model.LaunchSeconds(kCuda);
   costs.margin = 0.1;
+  costs.shared_bytes_per_second = model.profile().shared_bytes_per_second;
   return costs;
 }
 
 std::optional<SplitCosts> CostsOf(Context& context) {
   if (!context.predicts()) return std::nullopt;
   return CostsOf(*context.cost_model(), &context.cost_correction());
+}
+
+double SharedSeconds(const Context& context, const AttentionArgs& cpu_part,
+                     const AttentionArgs& gpu_part) {
+  return SharedSecondsOf(context, cpu_part, gpu_part);
+}
+
+double SharedSeconds(const Context& context, const MatMulArgs& cpu_part,
+                     const MatMulArgs& gpu_part) {
+  return SharedSecondsOf(context, cpu_part, gpu_part);
 }
 
 OpFacts PartFacts(const CacheCall& call, DeviceKind device, int64_t gpu_rows) {
@@ -156,7 +185,7 @@ double AttentionSeconds(const SplitCosts& costs, const CacheCall& call, DeviceKi
   const double gpu = AttentionShare(costs, call, home, kCuda, gpu_rows);
   if (gpu_rows == call.length) return gpu;
   return Together(costs, AttentionShare(costs, call, home, kCpu, call.length - gpu_rows), gpu,
-                  MergeTime(costs, call, home));
+                  ReadSeconds(costs, call, gpu_rows), MergeTime(costs, call, home));
 }
 
 absl::StatusOr<SplitChoice> ChooseAttentionSplit(const SplitCosts& costs, const CacheCall& call,
@@ -168,6 +197,7 @@ absl::StatusOr<SplitChoice> ChooseAttentionSplit(const SplitCosts& costs, const 
   problem.queue_seconds = costs.queue_seconds;
   problem.margin = costs.margin;
   problem.join_seconds = MergeTime(costs, call, home);
+  if (call.length > 1) problem.least_seconds = ReadSeconds(costs, call, call.length / 2);
   return ChooseSplit(
       problem, [&](int64_t rows) { return AttentionShare(costs, call, home, kCpu, rows); },
       [&](int64_t rows) { return AttentionShare(costs, call, home, kCuda, rows); });
@@ -179,7 +209,8 @@ double MatMulSeconds(const SplitCosts& costs, const ProductCall& call, DeviceKin
   if (gpu_columns == 0) return ProductShare(costs, call, home, kCpu, call.n);
   const double gpu = ProductShare(costs, call, home, kCuda, gpu_columns);
   if (gpu_columns == call.n) return gpu;
-  return Together(costs, ProductShare(costs, call, home, kCpu, call.n - gpu_columns), gpu, 0.0);
+  return Together(costs, ProductShare(costs, call, home, kCpu, call.n - gpu_columns), gpu,
+                  ReadSeconds(costs, call, gpu_columns), 0.0);
 }
 
 absl::StatusOr<SplitChoice> ChooseMatMulSplit(const SplitCosts& costs, const ProductCall& call,
@@ -190,6 +221,7 @@ absl::StatusOr<SplitChoice> ChooseMatMulSplit(const SplitCosts& costs, const Pro
   problem.gpu_most = std::min(gpu_most, call.n);
   problem.queue_seconds = costs.queue_seconds;
   problem.margin = costs.margin;
+  if (call.n > 1) problem.least_seconds = ReadSeconds(costs, call, call.n / 2);
   return ChooseSplit(
       problem, [&](int64_t n) { return ProductShare(costs, call, home, kCpu, n); },
       [&](int64_t n) { return ProductShare(costs, call, home, kCuda, n); });

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "core/kv_cache.h"
 #include "core/ops/attention.h"
+#include "core/ops/matmul.h"
 #include "dispatch/context.h"
 #include "dispatch/scheduler.h"
 #include "dispatch/split_choice.h"
@@ -27,6 +28,8 @@ struct SplitCosts {
   // That the host is busy with giving the GPU a call.
   double queue_seconds = 0.0;
   double margin = 0.0;  // of SplitProblem
+  // Of CostProfile: what both devices read together at most; 0: neither slows the other.
+  double shared_bytes_per_second = 0.0;
 };
 
 // What a measured machine's model says, times `correction` for what calls took lately (of calls
@@ -55,6 +58,13 @@ OpFacts PartFacts(const CacheCall& call, DeviceKind device, int64_t gpu_rows);
 // With the first `gpu_rows` on the GPU. Infinite: unknown.
 double AttentionSeconds(const SplitCosts& costs, const CacheCall& call, DeviceKind home,
                         int64_t gpu_rows);
+// That both parts take at least, for they read so many bytes of one memory at the same time. 0:
+// neither slows the other, or nobody knows.
+double SharedSeconds(const Context& context, const AttentionArgs& cpu_part,
+                     const AttentionArgs& gpu_part);
+double SharedSeconds(const Context& context, const MatMulArgs& cpu_part,
+                     const MatMulArgs& gpu_part);
+
 // The rows that the GPU should have, of which `gpu_most` fit. Errors: see ChooseSplit.
 absl::StatusOr<SplitChoice> ChooseAttentionSplit(const SplitCosts& costs, const CacheCall& call,
                                                  DeviceKind home, int64_t gpu_most);

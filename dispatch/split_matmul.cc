@@ -125,6 +125,8 @@ absl::Status SplitMatMul::Prepare(const SplitWeights& weights, const MatMulArgs&
     own.args.b_packed = kind == kCuda ? nullptr : weights.packed();
     own.columns = own.args.out;
   }
+  shared_seconds_ =
+      on_gpu > 0 && on_host > 0 ? SharedSeconds(context_, side(kCpu).args, side(kCuda).args) : 0.0;
   return absl::OkStatus();
 }
 
@@ -147,7 +149,7 @@ absl::Status SplitMatMul::Queue(const SplitWeights& weights, const MatMulArgs& a
     }
   }
   if (!side(kCuda).runs) return absl::OkStatus();
-  TANDEM_RETURN_IF_ERROR(RunHere(context_, side(kCuda).args, &queued_));
+  TANDEM_RETURN_IF_ERROR(RunHere(context_, side(kCuda).args, &queued_, shared_seconds_));
   gpu_queued_ = true;
   return away_ == kCuda ? results_.Send(context_, kCpu, result_bytes_) : absl::OkStatus();
 }
@@ -159,7 +161,7 @@ absl::Status SplitMatMul::RunHost() {
     const std::unique_ptr<Event> sent = std::move(sent_);
     TANDEM_RETURN_IF_ERROR(sent->Synchronize());
   }
-  TANDEM_RETURN_IF_ERROR(RunHere(context_, host.args));
+  TANDEM_RETURN_IF_ERROR(RunHere(context_, host.args, nullptr, shared_seconds_));
   host_done_ = away_ == kCuda;  // else they are not in out yet
   return away_ == kCpu ? results_.Send(context_, kCuda, result_bytes_) : absl::OkStatus();
 }

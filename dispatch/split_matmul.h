@@ -114,6 +114,7 @@ class SplitMatMul {
   Parcel parcel_;
   BlockPair results_;  // of the part that is away
   int64_t result_bytes_ = 0;
+  double shared_seconds_ = 0.0;  // that both parts take at least
   std::unique_ptr<Event> sent_;
   bool host_done_ = false;   // its columns of out, in host memory, are written
   bool gpu_queued_ = false;  // the kernel that writes the GPU's

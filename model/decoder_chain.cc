@@ -199,6 +199,7 @@ class PartTimes {
     costs_.call = machine->call_seconds;
     costs_.copy = machine->copy_seconds;
     costs_.queue_seconds = machine->launch_seconds[kGpu];
+    costs_.shared_bytes_per_second = machine->shared_bytes_per_second;
   }
 
   PerDevice<double> Embedding() const {

@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "core/status.h"
 #include "dispatch/split_cache.h"
+#include "dispatch/split_costs.h"
 #include "model/decoder_chain.h"
 
 namespace tandem {
@@ -251,17 +252,16 @@ class Planner {
 
 }  // namespace
 
-DecoderMachine DecoderMachine::Of(const CostModel& model) {
+DecoderMachine DecoderMachine::Of(const CostModel& model, const CostCorrection* correction) {
   DecoderMachine machine;
-  machine.call_seconds = [&model](const OpFacts& facts, DeviceKind device) {
-    return model.CallSeconds(facts, device);
-  };
+  machine.call_seconds = CostsOf(model, correction).call;
   for (const DeviceKind device : kDeviceKinds) {
     machine.launch_seconds[device] = model.LaunchSeconds(device);
   }
   machine.copy_seconds = [&model](DeviceKind from, DeviceKind to, int64_t bytes) {
     return model.CopySeconds(from, to, bytes, /*pinned=*/true);
   };
+  machine.shared_bytes_per_second = model.profile().shared_bytes_per_second;
   return machine;
 }
 

@@ -47,9 +47,11 @@ struct DecoderMachine {
   // The part of it that calls which queue up behind each other take only once.
   PerDevice<double> launch_seconds;
   std::function<double(DeviceKind from, DeviceKind to, int64_t bytes)> copy_seconds;
+  double shared_bytes_per_second = 0.0;  // of CostProfile
 
-  // As measured; the model must outlive it.
-  static DecoderMachine Of(const CostModel& model);
+  // As measured, times `correction` for what calls took lately (nullptr: none); both must outlive
+  // it.
+  static DecoderMachine Of(const CostModel& model, const CostCorrection* correction = nullptr);
 };
 struct DecoderMemory {
   int64_t gpu_bytes = 0;        // that there are

@@ -218,12 +218,14 @@ TEST(OpFactsOperands, AreCountedWhereTheyAre) {
 }
 
 TEST(CostProfile, SurvivesItsFile) {
-  const CostProfile profile = RandomProfile(5);
+  CostProfile profile = RandomProfile(5);
+  profile.shared_bytes_per_second = 9e10;
   const auto again = CostProfileFromJson(ToJson(profile));
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(ToJson(*again), ToJson(profile));
   EXPECT_EQ(again->tables[0].seconds, profile.tables[0].seconds);
   EXPECT_EQ(again->copies_to[kCpu][1].bytes_per_second, 1e10);
+  EXPECT_EQ(again->shared_bytes_per_second, 9e10);
 }
 
 TEST(CostProfile, SaysWhatIsWrong) {
@@ -238,6 +240,8 @@ TEST(CostProfile, SaysWhatIsWrong) {
               HasSubstr("launch_seconds"));
   EXPECT_THAT(error([](CostProfile& p) { p.copies_to[kCuda][0].latency_seconds = -1; }),
               HasSubstr("copies"));
+  EXPECT_THAT(error([](CostProfile& p) { p.shared_bytes_per_second = -1; }),
+              HasSubstr("shared_bytes_per_second"));
   EXPECT_THAT(error([](CostProfile& p) { p.tables[0].rows[1] = 1; }), HasSubstr("rows"));
   EXPECT_THAT(error([](CostProfile& p) { p.tables[0].work.clear(); }), HasSubstr("work"));
   EXPECT_THAT(error([](CostProfile& p) { p.tables[0].seconds.pop_back(); }),

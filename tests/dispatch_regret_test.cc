@@ -98,6 +98,22 @@ TEST(Calibration, MeasuresCopiesLaunchesAndBandwidth) {
   }
 }
 
+// What both devices read together, where they have one memory; nothing where each has its own.
+TEST(Calibration, FindsOutWhereBothDevicesHaveOneMemory) {
+  int shared = 0;
+  for (const MachineSpec& spec : Machines()) {
+    SCOPED_TRACE(spec.name);
+    for (uint32_t seed = 1; seed <= 8; ++seed) {
+      Machine machine(spec, seed);
+      const CostProfile profile = machine.Calibrate().profile();
+      EXPECT_NEAR(profile.shared_bytes_per_second, spec.shared_bytes_per_second,
+                  0.08 * spec.shared_bytes_per_second);
+    }
+    shared += spec.shared_bytes_per_second > 0.0;
+  }
+  EXPECT_EQ(shared, 1);
+}
+
 TEST(Calibration, LeavesOutWhatItHasNoTimeFor) {
   Machine machine(Machines()[0]);
   CostCalibrationOptions options;
@@ -120,6 +136,10 @@ class BusyMachine : public TimedMachine {
                                                      DeviceKind device) override {
     waited_ += prepare_seconds_;
     return machine_.Prepare(shape, device);
+  }
+  absl::StatusOr<double> RunBoth(TimedCall& on_cpu, int cpu_times, TimedCall& on_gpu,
+                                 int gpu_times) override {
+    return machine_.RunBoth(on_cpu, cpu_times, on_gpu, gpu_times);
   }
   absl::StatusOr<double> TimeCopy(DeviceKind to, int64_t bytes, bool pinned) override {
     return machine_.TimeCopy(to, bytes, pinned);

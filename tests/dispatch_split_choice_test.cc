@@ -27,7 +27,7 @@ double SecondsOf(const SplitProblem& p, const Line& cpu, const Line& gpu, int64_
   if (g == 0) return p.total <= p.cpu_most ? cpu(p.total) : kNever;
   if (g == p.total) return p.total <= p.gpu_most ? gpu(p.total) : kNever;
   if (g > p.gpu_most || p.total - g > p.cpu_most || g % p.step != 0) return kNever;
-  return std::max(p.queue_seconds + cpu(p.total - g), gpu(g)) + p.join_seconds;
+  return std::max({p.queue_seconds + cpu(p.total - g), gpu(g), p.least_seconds}) + p.join_seconds;
 }
 
 TEST(SplitChoiceTest, IsTheBestOfAllShares) {
@@ -40,6 +40,7 @@ TEST(SplitChoiceTest, IsTheBestOfAllShares) {
     p.gpu_most = rng.Chance(0.5) ? p.total : rng.Integer(0, p.total);
     p.queue_seconds = rng.Chance(0.5) ? 0.0 : rng.Uniform() * 50.0;
     p.join_seconds = rng.Chance(0.5) ? 0.0 : rng.Uniform() * 50.0;
+    p.least_seconds = rng.Chance(0.7) ? 0.0 : rng.Uniform() * 200.0;
     const auto line = [&] {
       return Line{rng.Uniform() * 100.0, 0.01 + rng.Uniform() * 3.0,
                   static_cast<double>(rng.Integer(0, 700)), 1.0 + rng.Uniform() * 4.0};

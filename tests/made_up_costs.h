@@ -57,6 +57,7 @@ inline SplitCosts TruthOf(const simulated::Machine& machine) {
     return machine.CopySeconds(from, to, bytes, /*pinned=*/true);
   };
   costs.queue_seconds = machine.spec().gpu.launch_seconds;
+  costs.shared_bytes_per_second = machine.spec().shared_bytes_per_second;
   return costs;
 }
 

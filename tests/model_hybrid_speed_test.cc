@@ -29,6 +29,7 @@ DecoderMachine TruthOf(const simulated::Machine& machine) {
   truth.copy_seconds = [&](DeviceKind from, DeviceKind to, int64_t bytes) {
     return machine.CopySeconds(from, to, bytes, /*pinned=*/true);
   };
+  truth.shared_bytes_per_second = machine.spec().shared_bytes_per_second;
   return truth;
 }
 

@@ -35,12 +35,16 @@ double TiledSeconds(const DeviceSpec& device, double flops, double rows, double 
 
 class SimulatedCall : public TimedCall {
  public:
-  SimulatedCall(Machine& machine, double seconds) : machine_(machine), seconds_(seconds) {}
+  SimulatedCall(Machine& machine, double seconds, double bytes)
+      : machine_(machine), seconds_(seconds), bytes_(bytes) {}
   absl::StatusOr<double> Run() override { return machine_.Elapse(seconds_); }
+  absl::Status Queue() override { return Run().status(); }
+  double seconds() const { return seconds_; }
+  double bytes() const { return bytes_; }
 
  private:
   Machine& machine_;
-  double seconds_;
+  double seconds_, bytes_;
 };
 
 }  // namespace
@@ -142,7 +146,8 @@ std::vector<MachineSpec> Machines() {
                          .vector_rows = 4},
                  .pageable = {.latency_seconds = 1.5 * kMicro, .bytes_per_second = 35 * kGiga},
                  .pinned = {.latency_seconds = 1 * kMicro, .bytes_per_second = 40 * kGiga},
-                 .gpu_bytes = int64_t{8} << 30};
+                 .gpu_bytes = int64_t{8} << 30,
+                 .shared_bytes_per_second = 98 * kGiga};
   machines[3] = {.name = "workstation, old GPU",
                  .cpu = {.name = "workstation CPU, 16 threads",
                          .launch_seconds = 3 * kMicro,
@@ -259,7 +264,24 @@ absl::StatusOr<std::unique_ptr<TimedCall>> Machine::Prepare(const CallShape& sha
   }
   absl::StatusOr<OpFacts> facts = FactsOf(shape);
   if (!facts.ok()) return facts.status();
-  return std::make_unique<SimulatedCall>(*this, CallSeconds(*facts, device));
+  return std::make_unique<SimulatedCall>(*this, CallSeconds(*facts, device),
+                                         static_cast<double>(facts->bytes));
+}
+
+absl::StatusOr<double> Machine::RunBoth(TimedCall& on_cpu, int cpu_times, TimedCall& on_gpu,
+                                        int gpu_times) {
+  const auto& cpu = static_cast<const SimulatedCall&>(on_cpu);
+  const auto& gpu = static_cast<const SimulatedCall&>(on_gpu);
+  double seconds = cpu_times * cpu.seconds();
+  if (gpu_times > 0) {  // launched behind each other
+    const double launch = spec_.gpu.launch_seconds * slowdown_[DeviceKind::kCuda];
+    seconds = std::max(seconds, launch + gpu_times * (gpu.seconds() - launch));
+  }
+  if (spec_.shared_bytes_per_second > 0.0 && cpu_times > 0 && gpu_times > 0) {
+    seconds = std::max(seconds, (cpu_times * cpu.bytes() + gpu_times * gpu.bytes()) /
+                                    spec_.shared_bytes_per_second);
+  }
+  return Elapse(seconds);
 }
 
 absl::StatusOr<double> Machine::TimeCopy(DeviceKind to, int64_t bytes, bool pinned) {

@@ -10,6 +10,7 @@
 //   bandwidth arithmetic  operations, with rows and columns padded to tiles and tiles to whole
 //   waves over the
 //               units, over the rate of the types
+// Both at once, where they have one memory: at least what they read together over what that gives.
 // That is none of the forms that the cost model interpolates with: padding, waves and the shape of
 // a matrix are not in its coordinates at all.
 #pragma once
@@ -49,6 +50,8 @@ struct MachineSpec {
   DeviceSpec cpu, gpu;
   CopySpec pageable, pinned;  // both ways
   int64_t gpu_bytes = 0;      // of memory
+  // What both devices read together at most, if they have one memory; 0: each its own.
+  double shared_bytes_per_second = 0.0;
 };
 
 // Laptop GPU over slow PCIe, data-centre GPU, integrated GPU that shares the memory, old GPU beside
@@ -79,6 +82,8 @@ class Machine : public TimedMachine {
   std::string device_name(DeviceKind device) const override;
   absl::StatusOr<std::unique_ptr<TimedCall>> Prepare(const CallShape& shape,
                                                      DeviceKind device) override;
+  absl::StatusOr<double> RunBoth(TimedCall& on_cpu, int cpu_times, TimedCall& on_gpu,
+                                 int gpu_times) override;
   absl::StatusOr<double> TimeCopy(DeviceKind to, int64_t bytes, bool pinned) override;
   double Now() override { return now_; }
 
