@@ -47,6 +47,7 @@ dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 14px; margin: 0; f
 dt { color: var(--ink-2); } dd { margin: 0; text-align: right;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
+.glance th, .glance td:nth-child(2) { white-space: normal; } .glance th, .glance td { padding: 4px 7px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px;
   font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 600; color: var(--ink-2); vertical-align: bottom; }
@@ -241,7 +242,7 @@ class Report {
     }
     const bool several = c_.devices.size() > 1;
     if (several) head += Head("faster", "text") + Head("mean regret") + Head("worst regret");
-    std::string html = "<h2>At a glance</h2>\n<div class=\"card scroll\"><table><thead>" +
+    std::string html = "<h2>At a glance</h2>\n<div class=\"card scroll glance\"><table><thead>" +
                        Row(head) + "</thead><tbody>\n";
     for (const ComparedSeries& series : c_.series) {
       std::string cells =
