@@ -305,7 +305,15 @@ DecisionInputs Context::InputsOf(const OpFacts& facts) {
 Decision Context::Decide(const OpFacts& facts) {
   const DecisionInputs inputs = InputsOf(facts);
   ++decisions_;
-  return Choose(inputs, options_.policy, cost_model_.get(), &correction_);
+  Decision decision = Choose(inputs, options_.policy, cost_model_.get(), &correction_);
+  if (decision.rule != Decision::Rule::kPlaced || !predicts_) return decision;
+  // Nothing is decided by it, but what the call takes corrects what is predicted of others.
+  Prediction& p = decision.predicted[decision.device];
+  p = Predict(facts, decision.device, *cost_model_, &correction_);
+  if (queued_work_ != nullptr && decision.device == DeviceKind::kCuda && !p.known()) {
+    queued_work_->AddUnknown();
+  }
+  return decision;
 }
 
 Decision Context::StayWith(const OpFacts& facts) const {
@@ -324,7 +332,9 @@ void Context::Finished(const Decision& decision, double seconds) {
 void Context::Queued(const Decision& decision) {
   const Prediction& p = decision.predicted[decision.device];
   if (decision.device != DeviceKind::kCuda || !p.known()) return;
-  const double work = p.call_seconds - cost_model_->LaunchSeconds(DeviceKind::kCuda);
+  const double launch = cost_model_->LaunchSeconds(DeviceKind::kCuda);
+  const double work = p.call_seconds - launch;
+  if (queued_work_ != nullptr) queued_work_->Add(p.slot, p.call_seconds, launch);
   cuda_done_ = std::max(cuda_done_, Clock::now()) +
                std::chrono::duration_cast<Clock::duration>(
                    std::chrono::duration<double>(std::clamp(work, 0.0, kLongestQueue)));
@@ -361,6 +371,7 @@ absl::Status Context::ReserveWorkspace(DeviceKind kind, int64_t bytes) {
 
 int64_t Context::ReportFault(FaultEvent event, bool resident) {
   const Device device = event.device;
+  if (queued_work_ != nullptr) queued_work_->AddUnknown();
   std::string text = trace_.enabled() ? Describe(event) : "";
   const int64_t number = health_.Add(std::move(event), resident);
   if (trace_.enabled()) trace_.AddNote({trace_.Now(), device, number, std::move(text)});

@@ -128,14 +128,17 @@ class Context {
   // The decision for a call that stays where its operands are, and what it is predicted to take
   // there.
   Decision StayWith(const OpFacts& facts) const;
-  // Do decisions learn from what calls take?
+  // Do decisions learn from what calls take? Placed calls, which are not decided, teach as well.
   bool Learns(const Decision& decision) const {
     return learns_ && decision.predicted[decision.device].slot >= 0;
   }
+  bool learns() const { return learns_; }
   // A call so decided is finished and took this long, moves included.
   void Finished(const Decision& decision, double seconds);
   // A call so decided was put on the device's stream, and nobody has waited for it.
   void Queued(const Decision& decision);
+  // Adds to `work` what is queued from now on; nullptr: no longer. See SegmentClock.
+  void CollectQueued(QueuedWork* work) { queued_work_ = work; }
 
   // Makes the workspace of `device` at least `bytes` large, so that later calls allocate nothing.
   absl::Status ReserveWorkspace(DeviceKind device, int64_t bytes);
@@ -183,6 +186,7 @@ class Context {
   CostCorrection correction_{0};
   bool predicts_ = false;
   bool learns_ = false;
+  QueuedWork* queued_work_ = nullptr;
   int64_t decisions_ = 0;  // by predicted times
   // Of the GPU: bytes that this context may have in use, and when its queue should be empty.
   int64_t cuda_bytes_ = INT64_MAX;

@@ -20,6 +20,26 @@ void CostCorrection::Observe(int slot, double predicted, double actual) {
                       1.0 / kMaxCorrection, kMaxCorrection);
 }
 
+void QueuedWork::Clear() {
+  known_ = true;
+  seconds_ = launches_ = 0.0;
+  slots_.clear();
+}
+
+void QueuedWork::Add(int slot, double seconds, double launch_seconds) {
+  seconds_ += std::max(0.0, seconds - launch_seconds);
+  launches_ += launch_seconds;
+  if (std::find(slots_.begin(), slots_.end(), slot) == slots_.end()) slots_.push_back(slot);
+}
+
+void QueuedWork::Teach(CostCorrection& correction, double actual) const {
+  if (!known()) return;
+  // Of one second without correction.
+  for (const int slot : slots_) {
+    correction.Observe(slot, 1.0, correction.Factor(slot) * actual / seconds_);
+  }
+}
+
 void CostCorrection::Reset() { std::fill(factors_.begin(), factors_.end(), 1.0); }
 
 }  // namespace tandem

@@ -34,4 +34,27 @@ class CostCorrection {
   std::vector<double> factors_;
 };
 
+// Calls that a GPU has run one behind the other, of which only the time of all is known. Where it
+// is not what was predicted, every class of calls among them is corrected by the same ratio, once:
+// which of them it was cannot be told. What is predicted of the whole then follows as that of a
+// single call does.
+class QueuedWork {
+ public:
+  void Clear();
+  // A call: its slot, its predicted seconds, corrected, and how many of these are the launch, which
+  // calls behind others do not wait for.
+  void Add(int slot, double seconds, double launch_seconds);
+  // A call of which nothing is known: nor is anything of the whole, then.
+  void AddUnknown() { known_ = false; }
+  // Is there enough that can be learned from? Where launches are most of what is predicted, what is
+  // left of it is noise.
+  bool known() const { return known_ && seconds_ > 0.5 * launches_; }
+  void Teach(CostCorrection& correction, double actual) const;
+
+ private:
+  bool known_ = false;
+  double seconds_ = 0.0, launches_ = 0.0;
+  std::vector<int> slots_;  // each once
+};
+
 }  // namespace tandem

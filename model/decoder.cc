@@ -225,6 +225,7 @@ absl::Status Session::Run(std::span<const int32_t> tokens, int64_t rows, const T
                  chunk_logits);
     if (!status.ok()) {
       // What was queued may still read or write the host's part of a model on two devices.
+      segment_.Forget(context_);
       if (!recordable()) {
         Synchronize(context_, DeviceKind::kCuda).IgnoreError();
         host_residual_in_use_ = false;
@@ -287,10 +288,13 @@ absl::Status Session::CountToken(int32_t token) {
 
 absl::Status Session::MoveResidual(DeviceKind from, DeviceKind to, int64_t begin, int64_t rows) {
   if (from == to || rows == 0) return absl::OkStatus();
+  if (times_segments() && from == DeviceKind::kCuda) segment_.End(context_);
   TANDEM_RETURN_IF_ERROR(
       Copy(context_, Rows(on_[from].x, begin, rows), Rows(on_[to].x, begin, rows)));
   host_residual_in_use_ = to != DeviceKind::kCpu;
-  return to == DeviceKind::kCpu ? Synchronize(context_, from) : absl::OkStatus();
+  if (to == DeviceKind::kCpu) return Synchronize(context_, from);
+  if (times_segments()) segment_.Begin(context_);
+  return absl::OkStatus();
 }
 
 absl::Status Session::CopySequence(const Session& from) {

@@ -43,6 +43,7 @@
 #include "dispatch/cache_attention.h"
 #include "dispatch/context.h"
 #include "dispatch/placement.h"
+#include "dispatch/segment_clock.h"
 #include "model/config.h"
 #include "model/decoder_placement.h"
 #include "model/gguf.h"
@@ -203,6 +204,8 @@ class Session {
 
   absl::Status Allocate(DType kv_dtype);
   absl::Status AllocateActivations(DeviceKind device);
+  // Is a segment of the GPU's calls timed, for what is predicted of them?
+  bool times_segments() const { return !model_->on_one_device() && split_attention_ == nullptr; }
   // Copies rows of the residual stream to another device; to the host: and waits for them.
   absl::Status MoveResidual(DeviceKind from, DeviceKind to, int64_t begin, int64_t rows);
   // Runs checked tokens; the logits of the last `rows` of them go to `logits` [rows, vocabulary].
@@ -228,6 +231,7 @@ class Session {
   int64_t bytes_ = 0;
   std::vector<LayerCache> caches_;
   std::unique_ptr<CacheAttention> split_attention_;  // to caches that are in two places
+  SegmentClock segment_;  // of a model on two devices, without such caches
 
   // Of a GPU: what is sent there with every chunk, and what comes back from ForwardAll.
   Tensor host_ids_, host_positions_, device_logits_;

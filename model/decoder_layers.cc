@@ -45,6 +45,7 @@ absl::Status Session::RunTokens(const TensorView& ids, const Place& place, int64
     TANDEM_RETURN_IF_ERROR(Synchronize(context_, DeviceKind::kCuda));
     host_residual_in_use_ = false;
   }
+  if (at == DeviceKind::kCuda && times_segments()) segment_.Begin(context_);
   EmbeddingArgs embedding;
   embedding.table = model_->weights().embedding;
   embedding.ids = ids;
@@ -58,7 +59,10 @@ absl::Status Session::RunTokens(const TensorView& ids, const Place& place, int64
     TANDEM_RETURN_IF_ERROR(MoveResidual(at, devices.attention, 0, place.tokens));
     if (i + 1 == placement.layers.size()) keep = rows;
     TANDEM_RETURN_IF_ERROR(RunAttention(i, place, keep));
-    if (keep == 0) return absl::OkStatus();
+    if (keep == 0) {
+      segment_.End(context_);
+      return absl::OkStatus();
+    }
     at = devices.feed_forward;
     TANDEM_RETURN_IF_ERROR(MoveResidual(devices.attention, at, place.tokens - keep, keep));
     TANDEM_RETURN_IF_ERROR(RunFeedForward(i, place.tokens - keep, keep));
@@ -74,7 +78,9 @@ absl::Status Session::RunTokens(const TensorView& ids, const Place& place, int64
   output.b = model_->output_.view;
   output.b_packed = model_->output_.packed.get();
   output.out = logits;
-  return MatMulInto(context_, output);
+  absl::Status status = MatMulInto(context_, output);
+  segment_.End(context_);
+  return status;
 }
 
 GroupedMatMulArgs::Product Session::Project(const Model::Matrix& matrix, const TensorView& bias,

@@ -103,7 +103,10 @@ absl::StatusOr<DecoderPlacement> PlaceDecoder(Context& context, const DecoderCon
   inputs.packed = [&](DType type) { return IsBlockQuantized(type) ? pack_quantized : pack_floats; };
   TANDEM_ASSIGN_OR_RETURN(memory.workspace_bytes, WorkspaceBytes(context, inputs));
   std::optional<DecoderMachine> machine;
-  if (context.cost_model() != nullptr) machine = DecoderMachine::Of(*context.cost_model());
+  if (context.cost_model() != nullptr) {
+    machine = DecoderMachine::Of(*context.cost_model(),
+                                 context.predicts() ? &context.cost_correction() : nullptr);
+  }
   TANDEM_ASSIGN_OR_RETURN(DecoderPlan plan,
                           PlanDecoder(inputs, machine ? &*machine : nullptr, memory));
   if (plan.placement.uses(kGpu)) plan.placement.gpu_workspace_bytes = memory.workspace_bytes;
