@@ -4,11 +4,12 @@
 //   Gemm   M = 16 .. 512 over a decoder layer's weights, from DRAM (matrices in rotation, together
 //          beyond the last cache). GFLOP_s; of_onednn: over raw oneDNN's rate at its best: f32,
 //          weights in its own packed format (made beforehand), one call for the whole product, its
-//          own OpenMP threads. of_onednn_bf16 (weights in bf16 or quantised, on processors with
+//          own OpenMP threads. of_onednn_bf16 (weights of fewer bits than f32, on processors with
 //          bf16 products): the same, both operands in bf16. of_fma: over the measured FMA rate.
-//          Activations are f32; those of bf16_by_bf16 are bf16.
+//          Activations are f32; those of .._by_bf16 are bf16.
 //   Gemv   M = 1 .. 8. GB_s over the bytes of the weights, which come from DRAM; of_read: over the
 //          measured read bandwidth.
+// .._packed: weights packed beforehand (PackWeights).
 //
 // One thread is timed by its processor time, so that a busy machine disturbs less; several threads
 // by the clock. Rates are of the median iteration, ours and the yardstick's alike.
@@ -249,7 +250,7 @@ void Gemm(benchmark::State& state, DType a_dtype, DType dtype, bool packed, int6
   if (kernel == nullptr) return state.SkipWithError("no kernel accepts");
   RawOneDnn raw(m, shape, RawOneDnn::Type::f32, threads);
   std::optional<RawOneDnn> raw_bf16;
-  if ((dtype == DType::kBF16 || IsBlockQuantized(dtype)) && DetectCpu().avx512_bf16) {
+  if (dtype != DType::kF32 && DetectCpu().avx512_bf16) {
     raw_bf16.emplace(m, shape, RawOneDnn::Type::bf16, threads);
   }
   std::vector<double> our_times, their_times, their_bf16_times;
@@ -303,6 +304,7 @@ std::string NameOf(const char* what, const std::string& dtype, int64_t m, Weight
 void RegisterAll(std::string_view forced) {
   const DType weights[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0, DType::kQ4_0,
                            DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0};
+  const auto backend = MakeCpuBackend({.threads = 1, .isa = std::nullopt}).value();
   std::vector<int> thread_counts = {1};
   if (AllThreads() > 1) thread_counts.push_back(AllThreads());
   for (const int threads : thread_counts) {
@@ -320,7 +322,8 @@ void RegisterAll(std::string_view forced) {
           }
         };
         gemv(name, false);
-        if (IsBlockQuantized(dtype)) gemv(name + "_packed", true);
+        const bool packs = PacksInPlace(*backend, dtype);
+        if (packs) gemv(name + "_packed", true);
         const auto gemm = [=](const std::string& label, DType a_dtype, bool packed) {
           for (const int64_t m : {16, 32, 64, 128, 512}) {
             benchmark::RegisterBenchmark(NameOf("Gemm", label, m, shape, threads).c_str(),
@@ -334,7 +337,8 @@ void RegisterAll(std::string_view forced) {
         };
         if (dtype == DType::kF32) gemm(name + "_packed", DType::kF32, true);
         if (dtype == DType::kBF16) gemm(name + "_by_bf16", DType::kBF16, false);
-        if (IsBlockQuantized(dtype)) gemm(name + "_packed", DType::kF32, true);
+        if (packs && dtype == DType::kBF16) gemm(name + "_packed_by_bf16", DType::kBF16, true);
+        if (packs) gemm(name + "_packed", DType::kF32, true);
         gemm(name, DType::kF32, false);
       }
     }

@@ -24,13 +24,18 @@ struct CpuOptions {
 // InvalidArgument: threads < 0 or > 4096, or an isa that the processor lacks.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);
 
-// Repacks weights [N, K]. f32, f16 and bf16: into the layout oneDNN multiplies fastest, in f32;
-// Unimplemented for a backend limited to less than the processor's instruction set (nothing would
-// read the result). Block-quantised types: into the layout of the integer dot products
-// (matmul_packed.h), of the same size; Unimplemented where there is none. InvalidArgument for bad
-// views.
+// Repacks weights [N, K]. Block-quantised types: into the layout of the integer dot products
+// (matmul_packed.h), of the same size; Unimplemented where there is none. bf16 with contiguous
+// rows, where the backend has bf16 dot products and float_activations does not forbid them: into
+// pairs (matmul_pairs.h), of the same size. Other floats: into the layout oneDNN multiplies
+// fastest, in f32; Unimplemented for a backend limited to less than the processor's instruction set
+// (nothing would read the result). InvalidArgument for bad views.
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
-                                                           const TensorView& weights);
+                                                           const TensorView& weights,
+                                                           bool float_activations = false);
+// Does PackWeights make of rows of that type a form of about their size, for any number of rows of
+// activations, which may take their place in memory?
+bool PacksInPlace(Backend& backend, DType dtype, bool float_activations = false);
 
 struct CacheLevel {
   int level = 0;

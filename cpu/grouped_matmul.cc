@@ -25,16 +25,19 @@ using Plain = SequentialGroupedMatMul<Reference<MatMulArgs>, Reference<SiluMulAr
 
 template <>
 KernelList<GroupedMatMulArgs> Kernels<GroupedMatMulArgs>() {
-  static const std::array<Kernel<GroupedMatMulArgs>, 13> kernels = {{
+  static const std::array<Kernel<GroupedMatMulArgs>, 16> kernels = {{
       GroupedInt8MatMul(DotIsa::kAvx512Vnni),
       GroupedInt8MatMul(DotIsa::kAvxVnni),
       GroupedInt8MatMul(DotIsa::kAvx2),
+      GroupedPairsMatMul(Isa::kAvx512),
+      GroupedPairsMatMul(Isa::kAvx2),
       GroupedGemvInt8MatMul(DotIsa::kAvx512Vnni),
       GroupedGemvInt8MatMul(DotIsa::kAvxVnni),
       GroupedGemvInt8MatMul(DotIsa::kAvx2),
       GroupedGemvMatMul(Isa::kAvx512),
       GroupedGemvMatMul(Isa::kAvx2),
       GroupedGemvInt8MatMul(DotIsa::kScalar),
+      GroupedPairsMatMul(Isa::kScalar),
       GroupedGemvMatMul(Isa::kScalar),
       GroupedInt8MatMul(DotIsa::kScalar),
       {"sequential", DeviceKind::kCpu, Sequential::Supports, Sequential::WorkspaceBytes,

@@ -3,6 +3,7 @@
 //   amx_packed  packed quantised weights (matmul_packed.h), dequantised a panel at a time and
 //               rounded to bf16
 //   amx_bf16    weights in bf16
+//   amx_pairs   weights in bf16, packed in pairs (matmul_pairs.h): multiplied where they lie
 //
 // Algorithm: Goto & van de Geijn's blocking (Anatomy of High-Performance Matrix Multiplication,
 //   2008) with tiles for registers: 32 rows x 32 columns of sums are four tiles, and each step of
@@ -11,9 +12,9 @@
 //   would share few sets of the cache.
 // Mapping: a task is a block of rows (up to kBlockRows) by a group of panels of kPanel output
 //   features. It walks K in chunks of kChunk: for each, every panel of the group in turn is made
-//   (rearranged or dequantised) and multiplied by all rows of the block. Sums go on from memory at
-//   each chunk, which changes no bit of them: their order is that of K, wherever it is cut. Hence
-//   groups may depend on the number of threads.
+//   (rearranged or dequantised, if it must be) and multiplied by all rows of the block. Sums go on
+//   from memory at each chunk, which changes no bit of them: their order is that of K, wherever it
+//   is cut. Hence groups may depend on the number of threads.
 // Memory: a chunk of a block of rows (512 KiB), the sums of a group and one panel's chunk (64 KiB)
 //   stay in L2. Weights are read once per block of rows.
 // Range: one batch; AMX BF16 and AVX-512 BF16; float_activations only if a is bf16 as b is.
@@ -26,6 +27,7 @@
 #include "cpu/amx.h"
 #include "cpu/matmul_kernels.h"
 #include "cpu/matmul_packed.h"
+#include "cpu/matmul_pairs.h"
 #include "cpu/matmul_panels.h"
 #include "cpu/stream.h"
 
@@ -123,6 +125,10 @@ class Request {
       stride_ = Ceil(args.k(), format.depth) * format.bytes;
       bytes_ = Ceil(depth, format.depth) * format.bytes;
       from_ = packed->data() + first * stride_ + k0 / format.depth * format.bytes;
+    } else if (const PairWeights* pairs = PairsOf(args)) {
+      rows_ = 1;
+      bytes_ = PaddedPairDepth(depth) * kPanel * 2;
+      from_ = reinterpret_cast<const uint8_t*>(pairs->panel(n0) + k0 * kPanel);
     } else {
       rows_ = std::min(kPanel, args.n() - n0);
       stride_ = args.b.stride(-2) * 2;
@@ -148,7 +154,7 @@ class Request {
   int64_t byte_ = 0;  // of the present row
 };
 
-// Chunk k0.. of the panel of output features n0.., in pairs.
+// Chunk k0.. of the panel of output features n0.., in pairs, made in `panel`.
 void MakePanel(const MatMulArgs& args, const PanelOps& ops, int64_t n0, int64_t k0, char* panel) {
   const int64_t depth = std::min(kChunk, args.k() - k0);
   const Int8Weights* packed = Packed(args);
@@ -171,6 +177,16 @@ void MakePanel(const MatMulArgs& args, const PanelOps& ops, int64_t n0, int64_t 
       std::memset(to + pair * kPanel * 4, 0, kPanelColumns * 4);
     }
   }
+}
+
+// The same, made or where it lies.
+const char* ChunkOfPanel(const MatMulArgs& args, const PanelOps& ops, int64_t n0, int64_t k0,
+                         char* panel) {
+  if (const PairWeights* pairs = PairsOf(args)) {
+    return reinterpret_cast<const char*>(pairs->panel(n0) + k0 * kPanel);
+  }
+  MakePanel(args, ops, n0, k0, panel);
+  return panel;
 }
 
 #if TANDEM_HAVE_AMX
@@ -227,7 +243,7 @@ void MultiplySquare(const char* upper, const char* lower, const char* panel, int
 
 // 16 rows x 64 columns: tiles 0 .. 3 are sums, 4 is a, 5 and 6 b in turns.
 void MultiplyStrip16(const char* rows, const char* panel, int64_t steps, bool accumulate,
-                     float* sums) {
+                     float* sums, Request& request, int64_t lines) {
   const Sums four = {{sums, sums + 16, sums + 32, sums + 48}};
   four.Start(accumulate);
   for (int64_t s = 0; s < steps; ++s) {
@@ -237,6 +253,7 @@ void MultiplyStrip16(const char* rows, const char* panel, int64_t steps, bool ac
     TileDotBF16<0, 4, 5>();
     TileLoad<6>(b + 64, kPairRow);
     TileDotBF16<1, 4, 6>();
+    request.Next(lines);
     TileLoad<5>(b + 128, kPairRow);
     TileDotBF16<2, 4, 5>();
     TileLoad<6>(b + 192, kPairRow);
@@ -249,9 +266,8 @@ void MultiplyStrip16(const char* rows, const char* panel, int64_t steps, bool ac
 void Multiply(const char* rows, const char* panel, int64_t steps, int64_t row_tiles,
               bool accumulate, float* sums, Request request) {
   const TileConfig config(TileShapes::AllFull());
-  // Of each step of a square; a last block of rows may be one tile, without squares.
-  const int64_t square_steps = row_tiles / 2 * 2 * steps;
-  const int64_t lines = square_steps > 0 ? Ceil(request.lines(), square_steps) : 0;
+  // Of each step; a square, of half of the columns, has as many as a last tile of rows.
+  const int64_t lines = Ceil(request.lines(), row_tiles * steps);
   int64_t t = 0;
   for (; t + 2 <= row_tiles; t += 2) {
     const char* upper = rows + t * kChunkBytes;
@@ -262,8 +278,8 @@ void Multiply(const char* rows, const char* panel, int64_t steps, int64_t row_ti
     }
   }
   if (t < row_tiles) {
-    MultiplyStrip16(rows + t * kChunkBytes, panel, steps, accumulate,
-                    sums + t * kTileRows * kPanel);
+    MultiplyStrip16(rows + t * kChunkBytes, panel, steps, accumulate, sums + t * kTileRows * kPanel,
+                    request, lines);
   }
 }
 
@@ -303,8 +319,8 @@ void RunTask(const MatMulArgs& args, const PanelOps& ops, const Plan& plan, int6
       const int64_t n0 = (first_panel + p) * kPanel;
       float* tile = tiles + p * plan.tile_floats();
       if (steps > 0) {
-        MakePanel(args, ops, n0, chunk * kChunk, panel);
-        Multiply(all_rows + (chunk * plan.row_tiles + first_tile) * kChunkBytes, panel, steps,
+        const char* b = ChunkOfPanel(args, ops, n0, chunk * kChunk, panel);
+        Multiply(all_rows + (chunk * plan.row_tiles + first_tile) * kChunkBytes, b, steps,
                  row_tiles, chunk > 0, tile, following(chunk, p));
       }
       if (chunk + 1 < plan.chunks) continue;
@@ -337,12 +353,12 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
 
 // Below, making panels takes longer than multiplying.
 constexpr int64_t kMinRows = 33;
+// Where they are there already: below, `pairs_*` wait for the weights alone and round nothing.
+constexpr int64_t kMinPairsRows = 9;
 
-// What both kernels need.
-absl::Status SupportsShape(const KernelContext& context, const MatMulArgs& args) {
-  if (args.m() < kMinRows) {
-    return Unimplemented("takes from ", kMinRows, " rows, got ", args.m());
-  }
+// What all kernels need.
+absl::Status SupportsShape(const KernelContext& context, const MatMulArgs& args, int64_t least) {
+  if (args.m() < least) return Unimplemented("takes from ", least, " rows, got ", args.m());
   if (args.out.rank() != 2) return Unimplemented("takes no batches");
   const CpuFeatures& features = CpuStream::Of(context).features();
   if (!features.amx_bf16) {
@@ -365,7 +381,7 @@ absl::Status SupportsPacked(const KernelContext& context, const MatMulArgs& args
   if (ExpandUnitsFor(packed->dtype) == nullptr) {
     return Unimplemented("needs AVX-512 VBMI and BF16 to dequantise");
   }
-  return SupportsShape(context, args);
+  return SupportsShape(context, args, kMinRows);
 }
 
 absl::Status SupportsBF16(const KernelContext& context, const MatMulArgs& args) {
@@ -378,12 +394,24 @@ absl::Status SupportsBF16(const KernelContext& context, const MatMulArgs& args) 
   if (args.b.stride(-1) != 1 && args.k() > 1) {
     return Unimplemented("needs b with contiguous rows, got stride ", args.b.stride(-1));
   }
-  return SupportsShape(context, args);
+  if (PairsOf(args) != nullptr) return Unimplemented("b is packed in pairs: amx_pairs");
+  return SupportsShape(context, args, kMinRows);
+}
+
+absl::Status SupportsPairs(const KernelContext& context, const MatMulArgs& args) {
+  if (PairsOf(args) == nullptr) return Unimplemented("needs bf16 weights packed in pairs");
+  if (args.float_activations && args.a.dtype != DType::kBF16) {
+    return Unimplemented("rounds activations to bf16, but float_activations is set");
+  }
+  return SupportsShape(context, args, kMinPairsRows);
 }
 
 // Few rows (every token generated) must find the next kernel without words.
 bool AppliesPacked(const MatMulArgs& args) {
   return args.m() >= kMinRows && Packed(args) != nullptr && !args.float_activations;
+}
+bool AppliesPairs(const MatMulArgs& args) {
+  return args.m() >= kMinPairsRows && PairsOf(args) != nullptr;
 }
 bool AppliesBF16(const MatMulArgs& args) {
   return args.b.dtype == DType::kBF16 && (args.a.dtype == DType::kBF16 || !args.float_activations);
@@ -393,6 +421,9 @@ bool AppliesBF16(const MatMulArgs& args) {
 
 Kernel<MatMulArgs> AmxPackedMatMul() {
   return {"amx_packed", DeviceKind::kCpu, SupportsPacked, WorkspaceBytes, Run, AppliesPacked};
+}
+Kernel<MatMulArgs> AmxPairsMatMul() {
+  return {"amx_pairs", DeviceKind::kCpu, SupportsPairs, WorkspaceBytes, Run, AppliesPairs};
 }
 Kernel<MatMulArgs> AmxBF16MatMul() {
   return {"amx_bf16", DeviceKind::kCpu, SupportsBF16, WorkspaceBytes, Run, AppliesBF16};

@@ -3,6 +3,7 @@
 // and for whatever oneDNN declines.
 #include "core/status.h"
 #include "cpu/matmul_kernels.h"
+#include "cpu/matmul_pairs.h"
 #include "cpu/matmul_tiled.h"
 #include "cpu/stream.h"
 
@@ -11,7 +12,9 @@ namespace {
 
 template <Isa kIsa>
 absl::Status Supports(const KernelContext& context, const MatMulArgs& args) {
-  if (!args.b.present()) return Unimplemented("reads b itself; only b_packed was given");
+  if (!args.b.present() && PairsOf(args) == nullptr) {
+    return Unimplemented("reads b itself, or pairs; b_packed has another format");
+  }
   return CheckIsa(context, kIsa);
 }
 

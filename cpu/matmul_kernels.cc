@@ -9,17 +9,22 @@ namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 22> kernels = {
+  static const std::array<Kernel<MatMulArgs>, 27> kernels = {
       AmxPackedMatMul(),
+      AmxPairsMatMul(),
       Int8MatMul(DotIsa::kAvx512Vnni),
       Int8MatMul(DotIsa::kAvxVnni),
       Int8MatMul(DotIsa::kAvx2),
+      PairsMatMul(Isa::kAvx512),
+      PairsMatMul(Isa::kAvx2),
+      OneDnnPairsMatMul(),
       GemvInt8MatMul(DotIsa::kAvx512Vnni),
       GemvInt8MatMul(DotIsa::kAvxVnni),
       GemvInt8MatMul(DotIsa::kAvx2),
       GemvMatMul(Isa::kAvx512),
       GemvMatMul(Isa::kAvx2),
       GemvInt8MatMul(DotIsa::kScalar),
+      PairsMatMul(Isa::kScalar),
       GemvMatMul(Isa::kScalar),
       OneDnnPackedMatMul(),
       OneDnnBF16MatMul(),

@@ -11,12 +11,15 @@ namespace tandem::cpu {
 enum class DotIsa : uint8_t;
 
 Kernel<MatMulArgs> AmxPackedMatMul();
+Kernel<MatMulArgs> AmxPairsMatMul();
 Kernel<MatMulArgs> AmxBF16MatMul();
 Kernel<MatMulArgs> Int8MatMul(DotIsa isa);
 Kernel<MatMulArgs> GemvMatMul(Isa isa);
 Kernel<MatMulArgs> GemvInt8MatMul(DotIsa isa);
+Kernel<MatMulArgs> PairsMatMul(Isa isa);
 Kernel<MatMulArgs> RowsMatMul(Isa isa);  // kAvx512 or kAvx2
 Kernel<MatMulArgs> OneDnnPackedMatMul();
+Kernel<MatMulArgs> OneDnnPairsMatMul();
 Kernel<MatMulArgs> OneDnnBF16MatMul();
 Kernel<MatMulArgs> OneDnnExpandMatMul();
 Kernel<MatMulArgs> GemmMatMul(Isa isa);
@@ -26,5 +29,6 @@ Kernel<MatMulArgs> ReferenceMatMul();
 Kernel<GroupedMatMulArgs> GroupedInt8MatMul(DotIsa isa);
 Kernel<GroupedMatMulArgs> GroupedGemvMatMul(Isa isa);
 Kernel<GroupedMatMulArgs> GroupedGemvInt8MatMul(DotIsa isa);
+Kernel<GroupedMatMulArgs> GroupedPairsMatMul(Isa isa);
 
 }  // namespace tandem::cpu

@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "cpu/blocks.h"
 #include "cpu/matmul_packed.h"
+#include "cpu/packed_as.h"
 
 namespace tandem::cpu {
 namespace {
@@ -208,12 +209,7 @@ absl::StatusOr<std::unique_ptr<PackedWeights>> PackInt8(const TensorView& weight
     DispatchBlock(weights.dtype,
                   [&]<typename Block>() { PackPanel<Block>(weights, format, n0, to); });
   });
-  auto packed = std::make_unique<Int8Weights>(std::move(buffer));
-  packed->dtype = weights.dtype;
-  packed->device = weights.device;
-  packed->n = n;
-  packed->k = k;
-  return packed;
+  return PackedAs<Int8Weights>(std::move(buffer), weights);
 }
 
 }  // namespace tandem::cpu

@@ -34,6 +34,8 @@ struct PanelOps {
   // The same for bf16 weights with contiguous rows, in pairs; nothing is converted.
   void (*pair_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
                      BF16* panel);
+  // A panel of pairs as one of f32.
+  void (*widen_pairs)(const BF16* pairs, int64_t k, float* panel);
   // tile = a * panel, a dense [rows][k].
   void (*multiply)(const float* a, const float* panel, int64_t rows, int64_t k, float* tile);
   // The epilogue: out[z, m0.., n0..] from a tile, which is overwritten.

@@ -175,6 +175,20 @@ void PairPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns,
   }
 }
 
+void WidenPairs(const BF16* HWY_RESTRICT pairs, int64_t k, float* HWY_RESTRICT panel) {
+  const FloatTag d;
+  const hn::Repartition<uint32_t, FloatTag> du;
+  for (int64_t i = 0; i < k; i += 2, pairs += 2 * kPanel) {
+    float* const even = panel + i * kPanel;
+    for (int64_t j = 0; j < kPanel; j += kLanes) {
+      const auto both = hn::LoadU(du, reinterpret_cast<const uint32_t*>(pairs + 2 * j));
+      StoreFloats(hn::BitCast(d, hn::ShiftLeft<16>(both)), even + j);
+      if (i + 1 == k) continue;
+      StoreFloats(hn::BitCast(d, hn::And(both, hn::Set(du, 0xFFFF0000u))), even + kPanel + j);
+    }
+  }
+}
+
 template <int kRows, int kVectors>
 HWY_INLINE void MultiplyBlock(const float* HWY_RESTRICT a, const float* HWY_RESTRICT panel,
                               int64_t k, float* HWY_RESTRICT tile) {
@@ -238,14 +252,16 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 
 const PanelOps& PanelOpsFor(Isa isa) {
-  static constexpr PanelOps avx512 = {N_AVX3::WidenRows,   N_AVX3::NarrowRows,
-                                      N_AVX3::ExpandPanel, N_AVX3::PairPanel,
-                                      N_AVX3::Multiply,    N_AVX3::FinishPanelTile};
-  static constexpr PanelOps avx2 = {N_AVX2::WidenRows, N_AVX2::NarrowRows, N_AVX2::ExpandPanel,
-                                    N_AVX2::PairPanel, N_AVX2::Multiply,   N_AVX2::FinishPanelTile};
-  static constexpr PanelOps scalar = {
-      TANDEM_N_SCALAR::WidenRows, TANDEM_N_SCALAR::NarrowRows, TANDEM_N_SCALAR::ExpandPanel,
-      TANDEM_N_SCALAR::PairPanel, TANDEM_N_SCALAR::Multiply,   TANDEM_N_SCALAR::FinishPanelTile};
+  static constexpr PanelOps avx512 = {
+      N_AVX3::WidenRows,  N_AVX3::NarrowRows, N_AVX3::ExpandPanel,    N_AVX3::PairPanel,
+      N_AVX3::WidenPairs, N_AVX3::Multiply,   N_AVX3::FinishPanelTile};
+  static constexpr PanelOps avx2 = {N_AVX2::WidenRows,      N_AVX2::NarrowRows, N_AVX2::ExpandPanel,
+                                    N_AVX2::PairPanel,      N_AVX2::WidenPairs, N_AVX2::Multiply,
+                                    N_AVX2::FinishPanelTile};
+  static constexpr PanelOps scalar = {TANDEM_N_SCALAR::WidenRows,      TANDEM_N_SCALAR::NarrowRows,
+                                      TANDEM_N_SCALAR::ExpandPanel,    TANDEM_N_SCALAR::PairPanel,
+                                      TANDEM_N_SCALAR::WidenPairs,     TANDEM_N_SCALAR::Multiply,
+                                      TANDEM_N_SCALAR::FinishPanelTile};
   switch (isa) {
     case Isa::kAvx512:
       return avx512;

@@ -17,6 +17,7 @@
 #include <algorithm>
 
 #include "core/status.h"
+#include "cpu/matmul_pairs.h"
 #include "cpu/stream.h"
 
 namespace tandem::cpu {
@@ -33,6 +34,19 @@ int64_t ElementBytes(const TiledPlan& plan) { return plan.pairs ? 2 : 4; }
 
 int64_t PanelBytes(const TiledPlan& plan, int64_t k) {
   return kPanel * (plan.pairs ? PaddedPairDepth(k) : k) * ElementBytes(plan);
+}
+
+// The panel of output features n0.. of the batch at `offset`.
+void MakePanel(const MatMulArgs& args, const TiledPlan& plan, const PanelOps& ops, int64_t offset,
+               int64_t n0, void* panel) {
+  const int64_t k = args.k(), columns = std::min(kPanel, args.n() - n0);
+  if (plan.pairs) {
+    ops.pair_panel(args.b, offset, n0, columns, k, static_cast<BF16*>(panel));
+  } else if (const PairWeights* pairs = PairsOf(args)) {
+    ops.widen_pairs(pairs->panel(n0), k, static_cast<float*>(panel));
+  } else {
+    ops.expand_panel(args.b, offset, n0, columns, k, static_cast<float*>(panel));
+  }
 }
 
 }  // namespace
@@ -70,7 +84,7 @@ TiledScratch CarveTiled(Workspace& workspace, const MatMulArgs& args, const Tile
 }
 
 absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, const TiledPlan& plan,
-                      const PanelOps& ops, const float* packed, int64_t extra_bytes,
+                      const PanelOps& ops, const void* packed, int64_t extra_bytes,
                       MultiplyTile multiply) {
   if (args.out.empty()) return absl::OkStatus();
   const MatMulOperands operands(args);
@@ -108,16 +122,13 @@ absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, cons
     if (k == 0) {
       std::fill(tile, tile + rows * kPanel, 0.0f);
     } else {
-      const void* panel = packed != nullptr ? packed + n0 * k : nullptr;
-      if (panel == nullptr) {
-        char* made = scratch.panels + worker * PanelBytes(plan, k);
-        if (plan.pairs) {
-          ops.pair_panel(args.b, operands.b_batch * z, n0, columns, k,
-                         reinterpret_cast<BF16*>(made));
-        } else {
-          ops.expand_panel(args.b, operands.b_batch * z, n0, columns, k,
-                           reinterpret_cast<float*>(made));
-        }
+      const int64_t panel_bytes = PanelBytes(plan, k);
+      const char* panel = static_cast<const char*>(packed);
+      if (packed != nullptr) {
+        panel += n0 / kPanel * panel_bytes;
+      } else {
+        char* made = scratch.panels + worker * panel_bytes;
+        MakePanel(args, plan, ops, operands.b_batch * z, n0, made);
         panel = made;
       }
       const int64_t z_a = plan.a_batches > 1 ? z : 0;

@@ -53,9 +53,10 @@ TiledScratch CarveTiled(Workspace& workspace, const MatMulArgs& args, const Tile
 using MultiplyTile = absl::FunctionRef<void(const void* a, const void* panel, int64_t rows,
                                             float* tile, int worker, char* extra)>;
 
-// packed: all panels, K * kPanel floats each, or nullptr to expand args.b.
+// packed: all panels, one after the other (f32, or pairs if plan.pairs), or nullptr to make them
+// out of args.b or of pairs that it was packed to (matmul_pairs.h).
 absl::Status RunTiled(const KernelContext& context, const MatMulArgs& args, const TiledPlan& plan,
-                      const PanelOps& ops, const float* packed, int64_t extra_bytes,
+                      const PanelOps& ops, const void* packed, int64_t extra_bytes,
                       MultiplyTile multiply);
 
 }  // namespace tandem::cpu

@@ -1,9 +1,11 @@
 // Tiled matrix product (matmul_tiled.cc) multiplied by oneDNN.
 //
-//   onednn_packed  panels made beforehand by PackWeights: nothing to expand
-//   onednn_bf16    panels of a bf16 b for the processor's bf16 dot products; f32 and f16 rows of a
-//                  are rounded to bf16
-//   onednn_expand  f32 panels of b, stored in any dtype, made on the fly by each worker
+//   onednn_packed  f32 panels made beforehand by PackWeights: nothing to expand
+//   onednn_pairs   bf16 panels made beforehand by PackWeights (matmul_pairs.h), for the processor's
+//                  bf16 dot products; f32 and f16 rows of a are rounded to bf16
+//   onednn_bf16    the same, panels of a bf16 b rearranged on the fly
+//   onednn_expand  f32 panels of b, stored in any dtype or packed in pairs, made on the fly by each
+//                  worker
 //
 // Algorithm: oneDNN's matmul (brgemm) on one block of rows and one panel at a time. A panel of 64
 //   columns with K whole is what brgemm would pack the weights into itself, so nothing is repacked.
@@ -20,6 +22,7 @@
 
 #include "core/status.h"
 #include "cpu/matmul_kernels.h"
+#include "cpu/matmul_pairs.h"
 #include "cpu/matmul_tiled.h"
 #include "cpu/onednn_cache.h"
 #include "cpu/onednn_pack.h"
@@ -34,11 +37,18 @@ struct Products {
   int64_t scratch_bytes = 0;
 };
 
-enum class Panels : uint8_t { kPacked, kBF16, kExpand };
+enum class Panels : uint8_t { kPacked, kPairs, kBF16, kExpand };
+
+constexpr bool AreBF16(Panels panels) {
+  return panels == Panels::kPairs || panels == Panels::kBF16;
+}
+constexpr bool AreMade(Panels panels) {  // on the fly
+  return panels == Panels::kBF16 || panels == Panels::kExpand;
+}
 
 template <Panels kPanels>
 TiledPlan Plan(const MatMulArgs& args) {
-  return TiledPlan(args, kPanels == Panels::kBF16);
+  return TiledPlan(args, AreBF16(kPanels));
 }
 
 absl::StatusOr<Products> Prepare(const KernelContext& context, const MatMulArgs& args,
@@ -72,34 +82,53 @@ absl::Status SupportsShape(const KernelContext& context, const MatMulArgs& args)
 }
 
 absl::Status SupportsExpand(const KernelContext& context, const MatMulArgs& args) {
-  if (!args.b.present()) return Unimplemented("reads b itself; only b_packed was given");
+  if (!args.b.present() && PairsOf(args) == nullptr) {
+    return Unimplemented("reads b itself, or pairs; b_packed has another format");
+  }
   return SupportsShape<Panels::kExpand>(context, args);
 }
 
 // Below, rearranging panels takes longer than the dot products save (`rows_*` are faster).
 constexpr int64_t kMinBF16Rows = 25;
 
-absl::Status SupportsBF16(const KernelContext& context, const MatMulArgs& args) {
-  if (args.b.dtype != DType::kBF16 || !args.b.present()) {
-    return Unimplemented("needs bf16 weights in b");
-  }
-  if (args.m() < kMinBF16Rows) {
-    return Unimplemented("takes from ", kMinBF16Rows, " rows, got ", args.m());
-  }
+// Below, `pairs_*` wait for the weights alone and round nothing.
+constexpr int64_t kMinPairsRows = 9;
+
+// What both products of bf16 need.
+template <Panels kPanels>
+absl::Status SupportsRows(const KernelContext& context, const MatMulArgs& args, int64_t least) {
+  if (args.m() < least) return Unimplemented("takes from ", least, " rows, got ", args.m());
   if (args.float_activations && args.a.dtype != DType::kBF16) {
     return Unimplemented("rounds activations to bf16, but float_activations is set");
-  }
-  if (args.b.stride(-1) != 1 && args.k() > 1) {
-    return Unimplemented("needs b with contiguous rows, got stride ", args.b.stride(-1));
   }
   if (!CpuStream::Of(context).features().avx512_bf16) {
     return Unimplemented("needs AVX-512 BF16");
   }
-  return SupportsShape<Panels::kBF16>(context, args);
+  return SupportsShape<kPanels>(context, args);
+}
+
+absl::Status SupportsBF16(const KernelContext& context, const MatMulArgs& args) {
+  if (args.b.dtype != DType::kBF16 || !args.b.present()) {
+    return Unimplemented("needs bf16 weights in b");
+  }
+  if (args.b.stride(-1) != 1 && args.k() > 1) {
+    return Unimplemented("needs b with contiguous rows, got stride ", args.b.stride(-1));
+  }
+  return SupportsRows<Panels::kBF16>(context, args, kMinBF16Rows);
 }
 
 bool AppliesBF16(const MatMulArgs& args) {
   return args.b.dtype == DType::kBF16 && (args.a.dtype == DType::kBF16 || !args.float_activations);
+}
+
+absl::Status SupportsPairs(const KernelContext& context, const MatMulArgs& args) {
+  if (PairsOf(args) == nullptr) return Unimplemented("needs bf16 weights packed in pairs");
+  return SupportsRows<Panels::kPairs>(context, args, kMinPairsRows);
+}
+
+bool AppliesPairs(const MatMulArgs& args) {
+  return args.m() >= kMinPairsRows && PairsOf(args) != nullptr &&
+         (args.a.dtype == DType::kBF16 || !args.float_activations);
 }
 
 absl::Status SupportsPacked(const KernelContext& context, const MatMulArgs& args) {
@@ -116,7 +145,7 @@ int64_t WorkspaceBytes(const KernelContext& context, const MatMulArgs& args) {
   const TiledPlan plan = Plan<kPanels>(args);
   const absl::StatusOr<Products> products = Prepare(context, args, plan);
   Workspace counting = Workspace::Counting();
-  CarveTiled(counting, args, plan, CpuStream::Of(context).pool().size(), kPanels != Panels::kPacked,
+  CarveTiled(counting, args, plan, CpuStream::Of(context).pool().size(), AreMade(kPanels),
              products.ok() ? products->scratch_bytes : 0);
   return counting.bytes_used();
 }
@@ -131,9 +160,12 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
     const OneDnnTileProduct& product = rows == plan.tail_rows ? *products.tail : *products.block;
     if (!product.Execute(a, panel, tile, extra, worker).ok()) failed = true;
   };
-  const float* packed = kPanels == Panels::kPacked
-                            ? static_cast<const PanelWeights*>(args.b_packed)->panels()
-                            : nullptr;
+  const void* packed = nullptr;
+  if constexpr (kPanels == Panels::kPacked) {
+    packed = static_cast<const PanelWeights*>(args.b_packed)->panels();
+  } else if constexpr (kPanels == Panels::kPairs) {
+    packed = PairsOf(args)->panels();
+  }
   TANDEM_RETURN_IF_ERROR(RunTiled(context, args, plan,
                                   PanelOpsFor(CpuStream::Of(context).features().isa), packed,
                                   products.scratch_bytes, multiply));
@@ -146,6 +178,10 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
 Kernel<MatMulArgs> OneDnnPackedMatMul() {
   return {"onednn_packed", DeviceKind::kCpu, SupportsPacked, WorkspaceBytes<Panels::kPacked>,
           Run<Panels::kPacked>};
+}
+Kernel<MatMulArgs> OneDnnPairsMatMul() {
+  return {"onednn_pairs",      DeviceKind::kCpu, SupportsPairs, WorkspaceBytes<Panels::kPairs>,
+          Run<Panels::kPairs>, AppliesPairs};
 }
 Kernel<MatMulArgs> OneDnnBF16MatMul() {
   return {"onednn_bf16",      DeviceKind::kCpu, SupportsBF16, WorkspaceBytes<Panels::kBF16>,

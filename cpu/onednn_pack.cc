@@ -5,14 +5,24 @@
 #include "core/status.h"
 #include "cpu/backend.h"
 #include "cpu/matmul_packed_weights.h"
+#include "cpu/matmul_pairs.h"
 #include "cpu/matmul_panels.h"
 #include "cpu/onednn_cache.h"
+#include "cpu/packed_as.h"
 #include "cpu/stream.h"
 
 namespace tandem::cpu {
 
+bool PacksInPlace(Backend& backend, DType dtype, bool float_activations) {
+  if (IsBlockQuantized(dtype)) return !float_activations;
+  if (dtype != DType::kBF16 || float_activations) return false;
+  const auto stream = backend.CreateStream();
+  return stream.ok() && static_cast<const CpuStream&>(**stream).features().avx512_bf16;
+}
+
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
-                                                           const TensorView& weights) {
+                                                           const TensorView& weights,
+                                                           bool float_activations) {
   TANDEM_RETURN_IF_ERROR(ValidateView("weights", weights, 2));
   if (!IsBlockQuantized(weights.dtype)) TANDEM_RETURN_IF_ERROR(CheckFloat("weights", weights));
   if (weights.device != backend.device()) {
@@ -25,6 +35,10 @@ absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
     return PackInt8(weights, backend.allocator(), cpu_stream.pool());
   }
   const int64_t n = weights.dim(0), k = weights.dim(1);
+  if (PacksInPlace(backend, weights.dtype, float_activations) &&
+      (weights.stride(1) == 1 || k <= 1)) {
+    return PackPairs(weights, cpu_stream.features().isa, backend.allocator(), cpu_stream.pool());
+  }
   const int64_t panels = n / kPanel + (n % kPanel != 0);
   const auto floats = CheckedMul(panels * kPanel, k);
   const auto bytes = floats ? CheckedMul(*floats, sizeof(float)) : std::nullopt;
@@ -41,12 +55,7 @@ absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Backend& backend,
     const int64_t n0 = panel * kPanel;
     ops.expand_panel(weights, 0, n0, std::min(kPanel, n - n0), k, data + n0 * k);
   });
-  auto packed = std::make_unique<PanelWeights>(std::move(buffer));
-  packed->dtype = weights.dtype;
-  packed->device = backend.device();
-  packed->n = n;
-  packed->k = k;
-  return packed;
+  return PackedAs<PanelWeights>(std::move(buffer), weights);
 }
 
 }  // namespace tandem::cpu

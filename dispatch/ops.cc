@@ -216,7 +216,14 @@ absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,
   if (weights.device.kind != DeviceKind::kCpu) {
     return Unimplemented("weights: no packed layout on ", Name(weights.device));
   }
-  return cpu::PackWeights(*context.device(DeviceKind::kCpu)->backend, weights);
+  return cpu::PackWeights(*context.device(DeviceKind::kCpu)->backend, weights,
+                          !context.options().quantize_activations);
+}
+
+bool PacksInPlace(Context& context, DType dtype) {
+  ContextDevice* host = context.device(DeviceKind::kCpu);
+  return host != nullptr &&
+         cpu::PacksInPlace(*host->backend, dtype, !context.options().quantize_activations);
 }
 
 }  // namespace tandem

@@ -72,11 +72,15 @@ absl::StatusOr<Tensor> Sample(Context& context, SampleArgs args);
 absl::StatusOr<Tensor> MergeAttention(Context& context, MergeAttentionArgs args);
 
 // Weights [N, K] repacked for the fastest matrix product of their device; pass the result as
-// MatMulArgs::b_packed. A second copy of the matrix: in f32 for float dtypes, of about the same
-// size as stored for block-quantised ones (whose packed form rounds activations, see
-// MatMulArgs::float_activations). Unimplemented for dtypes that are multiplied from their stored
+// MatMulArgs::b_packed. A second copy of the matrix: of about the same size as stored for
+// block-quantised types (whose packed form rounds activations, see MatMulArgs::float_activations)
+// and, on a processor with bf16 dot products, for bf16 in a context that lets activations be
+// rounded; in f32 for other floats. Unimplemented for dtypes that are multiplied from their stored
 // form.
 absl::StatusOr<std::unique_ptr<PackedWeights>> PackWeights(Context& context,
                                                            const TensorView& weights);
+// Is that copy of matrices of `dtype` of about the same size as stored, and read by products of any
+// number of rows? Then it may take the place of the stored one in memory.
+bool PacksInPlace(Context& context, DType dtype);
 
 }  // namespace tandem

@@ -55,14 +55,14 @@
 namespace tandem {
 
 struct ModelOptions {
-  // Also keeps every F32, F16 and BF16 matrix in the layout that its device multiplies fastest by
-  // many tokens at once: faster prompts for a second copy of the weights, in f32, in memory.
+  // Also keeps every other matrix (F32, F16, BF16) in the layout that its device multiplies fastest
+  // by many tokens at once: faster prompts for a second copy of the weights, in f32, in memory.
   bool pack_weights = false;
-  // Keeps quantised matrices in the layout of integer dot products, where the device has kernels
-  // for it and the context lets activations be rounded (ContextOptions::quantize_activations):
-  // instead of the stored form, whose pages are given back to the system. Takes a moment when
-  // loading.
-  bool pack_quantized = true;
+  // Keeps quantised matrices in the layout of integer dot products, and BF16 ones in that of bf16
+  // dot products, where the device has kernels for it and the context lets activations be rounded
+  // (ContextOptions::quantize_activations): instead of the stored form, whose pages are given back
+  // to the system (PacksInPlace in dispatch/ops.h). Takes a moment when loading.
+  bool pack_in_place = true;
   // Where the weights are kept, and with them every tensor of a session. Default: the device that
   // the context forces or prefers (Context::preferred_device), or the CPU. Weights are copied to a
   // GPU once, when loading; packing is for the CPU only.

@@ -24,11 +24,10 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
   TANDEM_ASSIGN_OR_RETURN(model->weights_, DecoderWeights::Load(*model->file_, model->config_));
 
   const int64_t layer_count = model->config_.layers;
-  const bool pack_quantized = options.pack_quantized && context.options().quantize_activations;
   if (options.hybrid) {
     TANDEM_ASSIGN_OR_RETURN(model->placement_,
                             PlaceDecoder(context, model->config_, model->weights_, *options.hybrid,
-                                         pack_quantized, options.pack_weights));
+                                         options.pack_in_place, options.pack_weights));
   } else {
     model->placement_ = options.placement.value_or(DecoderPlacement::Everything(
         options.device.value_or(context.preferred_device()), layer_count));
@@ -46,14 +45,15 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(Context& context,
   if (placement.uses(DeviceKind::kCuda)) TANDEM_RETURN_IF_ERROR(model->MoveWeights(context));
 
   const auto packs = [&](const TensorView& view) {
-    return view.device.kind == DeviceKind::kCpu &&
-           (IsBlockQuantized(view.dtype) ? pack_quantized : options.pack_weights);
+    if (view.device.kind != DeviceKind::kCpu) return false;
+    return (options.pack_in_place && PacksInPlace(context, view.dtype)) ||
+           (options.pack_weights && !IsBlockQuantized(view.dtype));
   };
   const DecoderWeights& weights = model->weights_;
   // The output matrix multiplies one row, or few: a second copy in f32 would not pay. The
   // largest matrix comes first, while there is room for both its forms.
   TANDEM_RETURN_IF_ERROR(model->Prepare(
-      context, weights.output, IsBlockQuantized(weights.output.dtype) && packs(weights.output),
+      context, weights.output, PacksInPlace(context, weights.output.dtype) && packs(weights.output),
       model->output_));
   model->layers_.resize(weights.layers.size());
   for (size_t i = 0; i < weights.layers.size(); ++i) {
@@ -123,7 +123,7 @@ absl::Status Model::Prepare(Context& context, const TensorView& view, bool pack,
   matrix.packed = *std::move(packed);
   packed_bytes_ += matrix.packed->bytes();
   // The stored form stays readable (for the embedding, if tied; for a kernel that is forced).
-  if (IsBlockQuantized(view.dtype)) file_->ReleasePages(view);
+  if (PacksInPlace(context, view.dtype)) file_->ReleasePages(view);
   return absl::OkStatus();
 }
 

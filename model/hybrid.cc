@@ -8,6 +8,7 @@
 
 #include "core/status.h"
 #include "dispatch/memory_need.h"
+#include "dispatch/ops.h"
 
 namespace tandem {
 namespace {
@@ -67,7 +68,7 @@ absl::StatusOr<int64_t> WorkspaceBytes(Context& context, const DecoderPlanInputs
 
 absl::StatusOr<DecoderPlacement> PlaceDecoder(Context& context, const DecoderConfig& config,
                                               const DecoderWeights& weights,
-                                              const HybridOptions& options, bool pack_quantized,
+                                              const HybridOptions& options, bool pack_in_place,
                                               bool pack_floats) {
   ContextDevice* gpu = context.device(kGpu);
   if (gpu == nullptr) {
@@ -100,7 +101,10 @@ absl::StatusOr<DecoderPlacement> PlaceDecoder(Context& context, const DecoderCon
                               .session = options.session,
                               .job = options.job,
                               .gpu_layers = options.gpu_layers};
-  inputs.packed = [&](DType type) { return IsBlockQuantized(type) ? pack_quantized : pack_floats; };
+  inputs.packed = [&](DType type) {
+    return (pack_in_place && PacksInPlace(context, type)) ||
+           (pack_floats && !IsBlockQuantized(type));
+  };
   TANDEM_ASSIGN_OR_RETURN(memory.workspace_bytes, WorkspaceBytes(context, inputs));
   std::optional<DecoderMachine> machine;
   if (context.cost_model() != nullptr) {

@@ -22,11 +22,11 @@ struct HybridOptions {
 };
 
 // FailedPrecondition: no GPU in the context. InvalidArgument: a device is forced, bad numbers.
-// ResourceExhausted: so many layers do not fit; the message says what they take. `pack_quantized`,
+// ResourceExhausted: so many layers do not fit; the message says what they take. `pack_in_place`,
 // `pack_floats`: which matrices the CPU multiplies packed.
 absl::StatusOr<DecoderPlacement> PlaceDecoder(Context& context, const DecoderConfig& config,
                                               const DecoderWeights& weights,
-                                              const HybridOptions& options, bool pack_quantized,
+                                              const HybridOptions& options, bool pack_in_place,
                                               bool pack_floats);
 
 }  // namespace tandem

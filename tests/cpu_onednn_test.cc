@@ -12,16 +12,21 @@ TEST_F(CpuOneDnnTest, PackedWeights) {
   for (const DType b : kFloats) {
     for (const int64_t m : {1, 9, 64, 75}) {
       for (const int64_t n : {1, 64, 70}) {
-        EXPECT_EQ(Check({.m = m,
-                         .n = n,
-                         .k = 45,
-                         .a = DType::kF16,
-                         .b = b,
-                         .bias = true,
-                         .b_padding = 3,
-                         .b_transposed = m == 9,
-                         .packed = true}),
-                  1);
+        const Case c = {.m = m,
+                        .n = n,
+                        .k = 45,
+                        .a = DType::kF16,
+                        .b = b,
+                        .bias = true,
+                        .b_padding = 3,
+                        .b_transposed = m == 9,
+                        .packed = true};
+        // Panels in f32 have one kernel; pairs, of rows that are contiguous, several.
+        if (PacksInPlace(*backend_, b) && !c.b_transposed) {
+          EXPECT_GT(Check(c), 1);
+        } else {
+          EXPECT_EQ(Check(c), 1);
+        }
         if (HasFailure()) return;
       }
     }

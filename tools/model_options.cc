@@ -32,8 +32,9 @@ void AddModelArguments(CLI::App& command, ModelArguments& arguments) {
       .add_option("--gpu-memory-limit", arguments.gpu_memory_limit,
                   "most GPU memory to use: bytes, or 512M, 1.5G, ...")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
-  command.add_flag("--no-pack", arguments.no_pack,
-                   "leave quantised weights as stored: faster loading, slower from then on");
+  command.add_flag(
+      "--no-pack", arguments.no_pack,
+      "leave quantised and BF16 weights as stored: faster loading, slower from then on");
 }
 
 absl::StatusOr<ContextOptions> ToContextOptions(const ComputeOptions& options,
@@ -50,7 +51,7 @@ absl::StatusOr<std::shared_ptr<const Model>> OpenModel(Context& context,
                                                        const ModelArguments& arguments) {
   ModelOptions options;
   options.pack_weights = arguments.pack;
-  options.pack_quantized = !arguments.no_pack;
+  options.pack_in_place = !arguments.no_pack;
   if (context.options().hybrid) {
     HybridOptions& hybrid = options.hybrid.emplace();
     hybrid.gpu_layers = arguments.gpu_layers;

@@ -114,6 +114,26 @@ std::vector<Case> PackedCases(const std::vector<std::array<int64_t, 3>>& sizes, 
   return Consistent(std::move(cases));
 }
 
+// bf16 weights, packed: in pairs where there are bf16 dot products. Whole and partial panels (64
+// features), pairs and steps of 32 elements of K, tiles of 16 rows.
+std::vector<Case> PairCases(const std::vector<std::array<int64_t, 3>>& sizes, uint64_t seed) {
+  std::vector<Case> cases =
+      Pairwise<Case>()
+          .Group(Sizes(sizes))
+          .Group(DTypes({{kF32, kBF16, kF32}, {kBF16, kBF16, kBF16}, {kF16, kBF16, kF32}}))
+          .Field(&Case::bias, {false, true})
+          .Field(&Case::addend, {Addend::kNone, Addend::kInPlace, Addend::kSeparate})
+          .Field(&Case::activation, {Activation::kNone, Activation::kSilu})
+          .Field(&Case::weights, {Weights::kPackedOnly, Weights::kPackedBeside})
+          .Field(&Case::float_activations, {false, true})
+          .Field(&Case::a_layout, {Layout::kContiguous, Layout::kPadded, Layout::kTransposed})
+          .Field(&Case::b_layout, {Layout::kContiguous, Layout::kPadded, Layout::kTransposed})
+          .Field(&Case::out_layout, {Layout::kContiguous, Layout::kPadded, Layout::kTransposed})
+          .Select(seed);
+  for (Case& c : cases) c.extra_dtype = c.out_dtype;
+  return cases;
+}
+
 // What a decoder does: projections of few or many tokens, with a residual or an activation.
 std::vector<Case> UsualCases(const std::vector<std::array<int64_t, 3>>& sizes, uint64_t seed) {
   std::vector<Case> cases =
@@ -305,6 +325,7 @@ std::vector<Case> Case::Grid(GridSize size) {
     Append(cases,
            PackedCases({{1, 33, 512}, {5, 64, 96}, {8, 31, 256}, {20, 70, 320}, {49, 150, 1056}},
                        3700));
+    Append(cases, PairCases({{1, 65, 95}, {7, 33, 64}, {17, 130, 545}, {40, 20, 31}}, 3900));
     return cases;
   }
   Append(cases, UsualCases({{1, 128, 256},
@@ -332,6 +353,26 @@ std::vector<Case> Case::Grid(GridSize size) {
                              {49, 150, 1056},
                              {8, 40, 0}},
                             3800));
+  Append(cases, PairCases({{1, 256, 768},
+                           {1, 1, 1},
+                           {2, 65, 95},
+                           {3, 63, 130},
+                           {4, 129, 33},
+                           {5, 100, 256},
+                           {6, 31, 161},
+                           {7, 128, 34},
+                           {8, 70, 300},
+                           {9, 65, 64},
+                           {15, 64, 513},
+                           {16, 200, 96},
+                           {17, 33, 1025},
+                           {31, 64, 512},
+                           {33, 150, 577},
+                           {49, 40, 31},
+                           {530, 33, 100},
+                           {8, 40, 0},
+                           {20, 40, 0}},
+                          4100));
   return cases;
 }
 
