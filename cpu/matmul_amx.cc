@@ -4,6 +4,10 @@
 //               rounded to bf16
 //   amx_bf16    weights in bf16
 //   amx_pairs   weights in bf16, packed in pairs (matmul_pairs.h): multiplied where they lie
+//   amx_f16     weights in f16, each exactly the sum of two bf16 numbers, high and low; activations
+//               likewise, of 16 bits. Three products of the four are taken: that of the low parts
+//               is 2^-16 of the whole, a sixteenth of what rounding activations to f16 may change
+//               (bf16 activations have no low part: two products, exact)
 //
 // Algorithm: Goto & van de Geijn's blocking (Anatomy of High-Performance Matrix Multiplication,
 //   2008) with tiles for registers: 32 rows x 32 columns of sums are four tiles, and each step of
@@ -36,7 +40,7 @@ namespace {
 
 constexpr int64_t kStep = kPairDepth;  // elements of K per tile
 constexpr int64_t kTileBytes = kTileRows * kTileRowBytes;
-constexpr int64_t kBlockRows = 512;  // whose chunk stays in L2
+constexpr int64_t kBlockRows = 512;  // whose chunk stays in L2; of two parts, half as many
 constexpr int64_t kChunk = 512;      // elements of K; whole units of every packed format
 constexpr int64_t kChunkSteps = kChunk / kStep;
 constexpr int64_t kChunkBytes = kChunkSteps * kTileBytes;  // of 16 rows
@@ -52,7 +56,11 @@ const Int8Weights* Packed(const MatMulArgs& args) {
   return is_int8 ? static_cast<const Int8Weights*>(args.b_packed) : nullptr;
 }
 
+// Are operands sums of two bf16 numbers?
+bool AreSplit(const MatMulArgs& args) { return args.b.dtype == DType::kF16; }
+
 struct Plan {
+  int64_t parts = 1;  // bf16 numbers per element
   int64_t row_tiles = 0;
   int64_t block_tiles = 0;  // per block of rows
   int64_t row_blocks = 0;
@@ -63,8 +71,9 @@ struct Plan {
   int64_t groups = 0;
 
   Plan(const MatMulArgs& args, int workers) {
+    parts = AreSplit(args) ? 2 : 1;
     row_tiles = Ceil(args.m(), kTileRows);
-    row_blocks = Ceil(args.m(), kBlockRows);
+    row_blocks = Ceil(args.m(), kBlockRows / parts);
     block_tiles = row_blocks == 0 ? 0 : Ceil(row_tiles, row_blocks);
     steps = Ceil(args.k(), kStep);
     chunks = Ceil(args.k(), kChunk);
@@ -73,19 +82,21 @@ struct Plan {
     groups = Ceil(panels, group);
   }
   int64_t tile_floats() const { return block_tiles * kTileRows * kPanel; }  // of one panel
+  int64_t rows_bytes() const { return chunks * row_tiles * kChunkBytes; }   // of one part
+  int64_t row_elements() const { return steps * kStep; }                    // of one part
 };
 
 struct Scratch {
-  char* rows = nullptr;    // [chunks][row_tiles][kChunkSteps][16 rows][64 bytes]
-  BF16* row = nullptr;     // [workers][steps * 32]: one row as it is rounded
-  char* panels = nullptr;  // [workers][one chunk]
+  char* rows = nullptr;    // [parts][chunks][row_tiles][kChunkSteps][16 rows][64 bytes]
+  BF16* row = nullptr;     // [workers][parts][steps * 32]: one row as it is rounded
+  char* panels = nullptr;  // [workers][parts][one chunk]
   float* tiles = nullptr;  // [workers][group][block rows][kPanel]
 };
 Scratch Carve(Workspace& workspace, const Plan& plan, int workers) {
   Scratch scratch;
-  scratch.rows = workspace.Take<char>(plan.chunks * plan.row_tiles * kChunkBytes);
-  scratch.row = workspace.Take<BF16>(workers * plan.steps * kStep);
-  scratch.panels = workspace.Take<char>(workers * kPanelBytes);
+  scratch.rows = workspace.Take<char>(plan.parts * plan.rows_bytes());
+  scratch.row = workspace.Take<BF16>(workers * plan.parts * plan.row_elements());
+  scratch.panels = workspace.Take<char>(workers * plan.parts * kPanelBytes);
   scratch.tiles = workspace.Take<float>(workers * plan.group * plan.tile_floats());
   return scratch;
 }
@@ -94,18 +105,18 @@ Scratch Carve(Workspace& workspace, const Plan& plan, int workers) {
 void LayOutRows(const MatMulArgs& args, const PanelOps& ops, const Plan& plan, int64_t tile,
                 BF16* row, char* rows) {
   const int64_t m0 = tile * kTileRows;
-  const int64_t k = args.k(), padded = plan.steps * kStep;
+  const int64_t k = args.k(), padded = plan.row_elements();
   const int64_t present = std::min<int64_t>(kTileRows, args.m() - m0);
-  std::fill(row + k, row + padded, BF16{});
+  std::fill(row, row + plan.parts * padded, BF16{});
   for (int64_t r = 0; r < kTileRows; ++r) {
-    if (r < present) {
-      ops.narrow_rows(args.a, 0, m0 + r, 1, k, row);
-    } else {
-      std::fill(row, row + k, BF16{});
-    }
-    for (int64_t s = 0; s < plan.steps; ++s) {
-      char* to = rows + (s / kChunkSteps * plan.row_tiles + tile) * kChunkBytes +
-                 s % kChunkSteps * kTileBytes;
+    if (r == present) std::fill(row, row + plan.parts * padded, BF16{});
+    if (r < present && plan.parts == 1) ops.narrow_rows(args.a, 0, m0 + r, 1, k, row);
+    if (r < present && plan.parts == 2) ops.split_row(args.a, 0, m0 + r, k, row, row + padded);
+    for (int64_t s = 0; s < plan.parts * plan.steps; ++s) {
+      const int64_t part = s / plan.steps, step = s % plan.steps;
+      char* to = rows + part * plan.rows_bytes() +
+                 (step / kChunkSteps * plan.row_tiles + tile) * kChunkBytes +
+                 step % kChunkSteps * kTileBytes;
       std::memcpy(to + r * kTileRowBytes, row + s * kStep, kTileRowBytes);
     }
   }
@@ -154,13 +165,18 @@ class Request {
   int64_t byte_ = 0;  // of the present row
 };
 
-// Chunk k0.. of the panel of output features n0.., in pairs, made in `panel`.
+// Chunk k0.. of the panel of output features n0.., in pairs, made in `panel`; of weights in two
+// parts, the low ones kPanelBytes on.
 void MakePanel(const MatMulArgs& args, const PanelOps& ops, int64_t n0, int64_t k0, char* panel) {
   const int64_t depth = std::min(kChunk, args.k() - k0);
   const Int8Weights* packed = Packed(args);
+  const int64_t columns = std::min(kPanel, args.n() - n0);
+  if (AreSplit(args)) {
+    return ops.split_panel(args.b, k0, n0, columns, depth, reinterpret_cast<BF16*>(panel),
+                           reinterpret_cast<BF16*>(panel + kPanelBytes));
+  }
   if (packed == nullptr) {
-    return ops.pair_panel(args.b, k0, n0, std::min(kPanel, args.n() - n0), depth,
-                          reinterpret_cast<BF16*>(panel));
+    return ops.pair_panel(args.b, k0, n0, columns, depth, reinterpret_cast<BF16*>(panel));
   }
   const PackedFormat format = PackedFormatOf(packed->dtype);
   const ExpandUnits expand = ExpandUnitsFor(packed->dtype);
@@ -320,8 +336,14 @@ void RunTask(const MatMulArgs& args, const PanelOps& ops, const Plan& plan, int6
       float* tile = tiles + p * plan.tile_floats();
       if (steps > 0) {
         const char* b = ChunkOfPanel(args, ops, n0, chunk * kChunk, panel);
-        Multiply(all_rows + (chunk * plan.row_tiles + first_tile) * kChunkBytes, b, steps,
-                 row_tiles, chunk > 0, tile, following(chunk, p));
+        const char* rows = all_rows + (chunk * plan.row_tiles + first_tile) * kChunkBytes;
+        Multiply(rows, b, steps, row_tiles, chunk > 0, tile, following(chunk, p));
+        if (plan.parts == 2) {
+          Multiply(rows, b + kPanelBytes, steps, row_tiles, true, tile, Request());
+        }
+        if (plan.parts == 2 && args.a.dtype != DType::kBF16) {
+          Multiply(rows + plan.rows_bytes(), b, steps, row_tiles, true, tile, Request());
+        }
       }
       if (chunk + 1 < plan.chunks) continue;
       ops.finish_tile(args, MatMulOperands(args), 0, m0, present, n0,
@@ -341,11 +363,12 @@ absl::Status Run(const KernelContext& context, const MatMulArgs& args) {
   pool.ParallelFor(
       plan.row_tiles,
       [&](int64_t tile, int worker) {
-        LayOutRows(args, ops, plan, tile, scratch.row + worker * plan.steps * kStep, scratch.rows);
+        LayOutRows(args, ops, plan, tile, scratch.row + worker * plan.parts * plan.row_elements(),
+                   scratch.rows);
       },
       args.m() * args.k() * 4);
   pool.ParallelFor(plan.row_blocks * plan.groups, [&](int64_t task, int worker) {
-    RunTask(args, ops, plan, task, scratch.rows, scratch.panels + worker * kPanelBytes,
+    RunTask(args, ops, plan, task, scratch.rows, scratch.panels + worker * plan.parts * kPanelBytes,
             scratch.tiles + worker * plan.group * plan.tile_floats());
   });
   return absl::OkStatus();
@@ -398,6 +421,22 @@ absl::Status SupportsBF16(const KernelContext& context, const MatMulArgs& args) 
   return SupportsShape(context, args, kMinRows);
 }
 
+absl::Status SupportsF16(const KernelContext& context, const MatMulArgs& args) {
+  if (!args.b.present() || args.b.dtype != DType::kF16) {
+    return Unimplemented("needs f16 weights in b");
+  }
+  if (args.a.dtype == DType::kF16) {
+    return Unimplemented("leaves out products of low parts, which f16 activations have");
+  }
+  if (args.float_activations && args.a.dtype != DType::kBF16) {
+    return Unimplemented("rounds activations to 16 bits, but float_activations is set");
+  }
+  if (args.b.stride(-1) != 1 && args.k() > 1) {
+    return Unimplemented("needs b with contiguous rows, got stride ", args.b.stride(-1));
+  }
+  return SupportsShape(context, args, kMinRows);
+}
+
 absl::Status SupportsPairs(const KernelContext& context, const MatMulArgs& args) {
   if (PairsOf(args) == nullptr) return Unimplemented("needs bf16 weights packed in pairs");
   if (args.float_activations && args.a.dtype != DType::kBF16) {
@@ -413,6 +452,10 @@ bool AppliesPacked(const MatMulArgs& args) {
 bool AppliesPairs(const MatMulArgs& args) {
   return args.m() >= kMinPairsRows && PairsOf(args) != nullptr;
 }
+bool AppliesF16(const MatMulArgs& args) {
+  return args.m() >= kMinRows && args.b.dtype == DType::kF16 && args.a.dtype != DType::kF16 &&
+         (args.a.dtype == DType::kBF16 || !args.float_activations);
+}
 bool AppliesBF16(const MatMulArgs& args) {
   return args.b.dtype == DType::kBF16 && (args.a.dtype == DType::kBF16 || !args.float_activations);
 }
@@ -427,6 +470,9 @@ Kernel<MatMulArgs> AmxPairsMatMul() {
 }
 Kernel<MatMulArgs> AmxBF16MatMul() {
   return {"amx_bf16", DeviceKind::kCpu, SupportsBF16, WorkspaceBytes, Run, AppliesBF16};
+}
+Kernel<MatMulArgs> AmxF16MatMul() {
+  return {"amx_f16", DeviceKind::kCpu, SupportsF16, WorkspaceBytes, Run, AppliesF16};
 }
 
 }  // namespace tandem::cpu

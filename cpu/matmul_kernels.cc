@@ -9,9 +9,10 @@ namespace tandem::cpu {
 
 template <>
 KernelList<MatMulArgs> Kernels<MatMulArgs>() {
-  static const std::array<Kernel<MatMulArgs>, 27> kernels = {
+  static const std::array<Kernel<MatMulArgs>, 28> kernels = {
       AmxPackedMatMul(),
       AmxPairsMatMul(),
+      AmxF16MatMul(),
       Int8MatMul(DotIsa::kAvx512Vnni),
       Int8MatMul(DotIsa::kAvxVnni),
       Int8MatMul(DotIsa::kAvx2),

@@ -13,6 +13,7 @@ enum class DotIsa : uint8_t;
 Kernel<MatMulArgs> AmxPackedMatMul();
 Kernel<MatMulArgs> AmxPairsMatMul();
 Kernel<MatMulArgs> AmxBF16MatMul();
+Kernel<MatMulArgs> AmxF16MatMul();
 Kernel<MatMulArgs> Int8MatMul(DotIsa isa);
 Kernel<MatMulArgs> GemvMatMul(Isa isa);
 Kernel<MatMulArgs> GemvInt8MatMul(DotIsa isa);

@@ -28,12 +28,20 @@ struct PanelOps {
   // The same as bf16, rounded to nearest even.
   void (*narrow_rows)(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, int64_t k,
                       BF16* to);
+  // One row as the sum of two bf16 numbers each, of 16 bits together: high rounded to nearest even,
+  // low what that leaves, rounded (0 beside an infinity or NaN).
+  void (*split_row)(const TensorView& a, int64_t offset, int64_t m, int64_t k, BF16* high,
+                    BF16* low);
   // Panel of output features n0.. of b: widened or dequantised, transposed.
   void (*expand_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
                        float* panel);
   // The same for bf16 weights with contiguous rows, in pairs; nothing is converted.
   void (*pair_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
                      BF16* panel);
+  // The same for f16 weights, each exactly the sum of two bf16 numbers: 8 bits of 11 in high, 3 in
+  // low (0 beside an infinity or NaN).
+  void (*split_panel)(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
+                      BF16* high, BF16* low);
   // A panel of pairs as one of f32.
   void (*widen_pairs)(const BF16* pairs, int64_t k, float* panel);
   // tile = a * panel, a dense [rows][k].

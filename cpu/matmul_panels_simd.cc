@@ -58,6 +58,25 @@ void NarrowRows(const TensorView& a, int64_t offset, int64_t m0, int64_t rows, i
   });
 }
 
+void SplitRow(const TensorView& a, int64_t offset, int64_t m, int64_t k, BF16* high, BF16* low) {
+  constexpr int64_t kPiece = 256;
+  HWY_ALIGN float x[kPiece], rounded[kPiece];
+  const int64_t step = a.stride(-1);
+  for (int64_t begin = 0; begin < k; begin += kPiece) {
+    const int64_t count = std::min(kPiece, k - begin);
+    std::fill(x + count, x + kPiece, 0.0f);
+    WidenViewRow(a, offset + a.stride(-2) * m + step * begin, step, count, x);
+    ConvertSpan(x, high + begin, count);
+    std::fill(rounded + count, rounded + kPiece, 0.0f);
+    ConvertSpan(high + begin, rounded, count);
+    for (int64_t i = 0; i < kPiece; i += kLanes) {
+      const auto h = LoadFloats(rounded + i);
+      StoreFloats(hn::IfThenElseZero(hn::IsFinite(h), hn::Sub(LoadFloats(x + i), h)), x + i);
+    }
+    ConvertSpan(x, low + begin, count);
+  }
+}
+
 // panel[k][j] = rows[j][k] for kLanes rows, kStride floats apart.
 template <int64_t kStride>
 HWY_INLINE void TransposeRows(const float* HWY_RESTRICT rows, int64_t count,
@@ -175,6 +194,35 @@ void PairPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns,
   }
 }
 
+// Truncated to bf16, an f16 number leaves at most 3 bits.
+void SplitPanel(const TensorView& b, int64_t offset, int64_t n0, int64_t columns, int64_t k,
+                BF16* high, BF16* low) {
+  const FloatTag d;
+  const hn::Repartition<uint32_t, FloatTag> du;
+  const auto top = hn::Set(du, 0xFFFF0000u);
+  HWY_ALIGN float wide[kPairDepth * kPanel];
+  for (int64_t begin = 0; begin < k; begin += kPairDepth) {
+    const int64_t count = std::min(kPairDepth, k - begin);
+    if (count < kPairDepth) std::fill_n(wide, kPairDepth * kPanel, 0.0f);
+    ExpandPanel(b, offset + begin, n0, columns, count, wide);
+    for (int64_t i = 0; i < kPairDepth * kPanel; i += 2 * kPanel) {
+      for (int64_t j = 0; j < kPanel; j += kLanes) {
+        const auto even = LoadFloats(wide + i + j), odd = LoadFloats(wide + i + kPanel + j);
+        const auto low_of = [&](FloatVector x) HWY_ATTR {
+          const auto left = hn::Sub(x, hn::BitCast(d, hn::And(hn::BitCast(du, x), top)));
+          return hn::BitCast(du, hn::IfThenElseZero(hn::IsFinite(x), left));
+        };
+        const auto pair = [&](auto x, auto y)
+                              HWY_ATTR { return hn::Or(hn::ShiftRight<16>(x), hn::And(y, top)); };
+        const int64_t to = begin * kPanel + i + 2 * j;
+        hn::StoreU(pair(hn::BitCast(du, even), hn::BitCast(du, odd)), du,
+                   reinterpret_cast<uint32_t*>(high + to));
+        hn::StoreU(pair(low_of(even), low_of(odd)), du, reinterpret_cast<uint32_t*>(low + to));
+      }
+    }
+  }
+}
+
 void WidenPairs(const BF16* HWY_RESTRICT pairs, int64_t k, float* HWY_RESTRICT panel) {
   const FloatTag d;
   const hn::Repartition<uint32_t, FloatTag> du;
@@ -253,15 +301,17 @@ namespace tandem::cpu {
 
 const PanelOps& PanelOpsFor(Isa isa) {
   static constexpr PanelOps avx512 = {
-      N_AVX3::WidenRows,  N_AVX3::NarrowRows, N_AVX3::ExpandPanel,    N_AVX3::PairPanel,
-      N_AVX3::WidenPairs, N_AVX3::Multiply,   N_AVX3::FinishPanelTile};
-  static constexpr PanelOps avx2 = {N_AVX2::WidenRows,      N_AVX2::NarrowRows, N_AVX2::ExpandPanel,
-                                    N_AVX2::PairPanel,      N_AVX2::WidenPairs, N_AVX2::Multiply,
-                                    N_AVX2::FinishPanelTile};
-  static constexpr PanelOps scalar = {TANDEM_N_SCALAR::WidenRows,      TANDEM_N_SCALAR::NarrowRows,
-                                      TANDEM_N_SCALAR::ExpandPanel,    TANDEM_N_SCALAR::PairPanel,
-                                      TANDEM_N_SCALAR::WidenPairs,     TANDEM_N_SCALAR::Multiply,
-                                      TANDEM_N_SCALAR::FinishPanelTile};
+      N_AVX3::WidenRows,   N_AVX3::NarrowRows, N_AVX3::SplitRow,
+      N_AVX3::ExpandPanel, N_AVX3::PairPanel,  N_AVX3::SplitPanel,
+      N_AVX3::WidenPairs,  N_AVX3::Multiply,   N_AVX3::FinishPanelTile};
+  static constexpr PanelOps avx2 = {
+      N_AVX2::WidenRows,   N_AVX2::NarrowRows, N_AVX2::SplitRow,
+      N_AVX2::ExpandPanel, N_AVX2::PairPanel,  N_AVX2::SplitPanel,
+      N_AVX2::WidenPairs,  N_AVX2::Multiply,   N_AVX2::FinishPanelTile};
+  static constexpr PanelOps scalar = {
+      TANDEM_N_SCALAR::WidenRows,   TANDEM_N_SCALAR::NarrowRows, TANDEM_N_SCALAR::SplitRow,
+      TANDEM_N_SCALAR::ExpandPanel, TANDEM_N_SCALAR::PairPanel,  TANDEM_N_SCALAR::SplitPanel,
+      TANDEM_N_SCALAR::WidenPairs,  TANDEM_N_SCALAR::Multiply,   TANDEM_N_SCALAR::FinishPanelTile};
   switch (isa) {
     case Isa::kAvx512:
       return avx512;

@@ -20,7 +20,8 @@ class CpuAmxMatMulTest : public MatMulFixture {
   }
   // The kernel for weights of that type.
   static const Kernel<MatMulArgs>& For(DType b) {
-    return Find(IsBlockQuantized(b) ? "amx_packed" : "amx_bf16");
+    if (IsBlockQuantized(b)) return Find("amx_packed");
+    return Find(b == DType::kF16 ? "amx_f16" : "amx_bf16");
   }
   Problem Make(int64_t m, int64_t n, int64_t k, DType b) {
     Problem p =
@@ -30,7 +31,7 @@ class CpuAmxMatMulTest : public MatMulFixture {
   }
 };
 
-constexpr DType kWeights[] = {DType::kBF16, DType::kQ8_0, DType::kQ4_K};
+constexpr DType kWeights[] = {DType::kBF16, DType::kF16, DType::kQ8_0, DType::kQ4_K};
 
 TEST_F(CpuAmxMatMulTest, NeedsTilesRoundedActivationsAndManyRows) {
   for (const DType b : kWeights) {
@@ -78,6 +79,58 @@ TEST_F(CpuAmxMatMulTest, ExactWhereBFloat16IsExact) {
   }
 }
 
+// f16 weights are taken whole: 11 bits, of which bf16 holds 8. So are bf16 activations; f32 ones to
+// 16 bits.
+TEST_F(CpuAmxMatMulTest, F16WeightsAreExact) {
+  constexpr int64_t kM = 49, kN = 150, kK = 600;
+  for (const DType a_dtype : {DType::kBF16, DType::kF32}) {
+    Problem p = MakeProblem({.m = kM, .n = kN, .k = kK, .a = a_dtype, .b = DType::kF16}, *backend_);
+    const int most = a_dtype == DType::kBF16 ? 3 : 5;
+    std::vector<int> a(kM * kK), b(kN * kK);
+    for (size_t e = 0; e < a.size(); ++e) {
+      a[e] = static_cast<int>(e * 7 % static_cast<size_t>(2 * most + 1)) - most;
+      Store(p.a.view, static_cast<int64_t>(e), static_cast<float>(a[e]));
+    }
+    for (size_t e = 0; e < b.size(); ++e) {
+      b[e] = static_cast<int>(e * 2029 % 4095) - 2047;
+      Store(p.b.view, static_cast<int64_t>(e), static_cast<float>(b[e]));
+    }
+    p.args.float_activations = false;
+    CpuStream stream(pool_, DetectCpu());
+    ASSERT_TRUE(RunKernel(Find("amx_f16"), p.args, stream).ok());
+    for (int64_t i = 0; i < kM; ++i) {
+      for (int64_t j = 0; j < kN; ++j) {
+        int sum = 0;
+        for (int64_t t = 0; t < kK; ++t) {
+          sum += a[static_cast<size_t>(i * kK + t)] * b[static_cast<size_t>(j * kK + t)];
+        }
+        ASSERT_EQ(Load(p.args.out, 0, i, j), sum) << Name(a_dtype) << " " << i << ", " << j;
+      }
+    }
+  }
+}
+
+// An activation in f32 keeps 16 bits: a product by 1 is off by at most 2^-16 of it, where rounding
+// to f16, which the contract allows, gives 2^-11, and to bf16 2^-8.
+TEST_F(CpuAmxMatMulTest, F32ActivationsOfF16WeightsKeep16Bits) {
+  constexpr int64_t kM = 33, kN = 64, kK = 64;
+  Problem p = MakeProblem({.m = kM, .n = kN, .k = kK, .b = DType::kF16}, *backend_);
+  for (int64_t e = 0; e < kN * kK; ++e) Store(p.b.view, e, e % kK == e / kK ? 1.0f : 0.0f);
+  p.args.float_activations = false;
+  CpuStream stream(pool_, DetectCpu());
+  ASSERT_TRUE(RunKernel(Find("amx_f16"), p.args, stream).ok());
+  double worst = 0.0;
+  for (int64_t i = 0; i < kM; ++i) {
+    for (int64_t j = 0; j < kN; ++j) {
+      const double x = p.a.view.As<float>()[i * kK + j];
+      if (x == 0.0) continue;
+      worst = std::max(worst, std::abs(Load(p.args.out, 0, i, j) - x) / std::abs(x));
+    }
+  }
+  EXPECT_LE(worst, 0x1p-16);
+  EXPECT_GT(worst, 0x1p-20);  // else nothing was rounded: not this kernel
+}
+
 TEST_F(CpuAmxMatMulTest, NonFiniteActivationsPoisonTheirRowOnly) {
   for (const DType b : kWeights) {
     for (const float poison : {kNaN, std::numeric_limits<float>::infinity()}) {
@@ -97,7 +150,7 @@ TEST_F(CpuAmxMatMulTest, NonFiniteActivationsPoisonTheirRowOnly) {
 // So many rows that blocks of 512 leave one tile to the last.
 TEST_F(CpuAmxMatMulTest, TheLastBlockOfRowsMayBeOneTile) {
   constexpr int64_t kM = 31 * 512 + 1, kFew = 40, kN = 70, kK = 64;
-  for (const DType b : {DType::kBF16, DType::kQ8_0}) {
+  for (const DType b : {DType::kBF16, DType::kF16, DType::kQ8_0}) {
     const Problem p = Make(kM, kN, kK, b);
     MatMulArgs few = p.args;
     few.a = Slice(p.args.a, 0, kM - kFew, kFew);
